@@ -1,0 +1,315 @@
+//! A batch as posted to one domain, and its identity: the fingerprint that tells a retry from another body under the
+//! same key, and the batch's id, from which every event id follows. Knows nothing of HTTP or of where claims are kept.
+
+use crate::domain::parse_datetime;
+use crate::ids::{DeviceId, IdError, TenantId, UserId};
+use crate::json::hash_content;
+use chrono::{DateTime, Utc};
+use serde::Deserialize;
+use serde_json::Value;
+use serde_json::value::RawValue;
+use sha2::{Digest, Sha256};
+use uuid::Uuid;
+
+/// The most items of a batch.
+pub const MAX_ENTRIES: usize = 1000;
+
+/// Why a body is no batch at all.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum BatchError {
+    /// Not JSON, or of another shape.
+    #[error("line {line}, column {column}: {message}")]
+    Malformed {
+        /// From 1.
+        line: usize,
+        /// From 1.
+        column: usize,
+        /// The parser's words.
+        message: String,
+    },
+    /// A member is missing, empty or not what it has to be.
+    #[error("{0}")]
+    Member(String),
+    /// Too many entries.
+    #[error("{field} has {count} items; at most {MAX_ENTRIES} are taken: split the batch")]
+    TooMany {
+        /// The list's name.
+        field: &'static str,
+        /// How many there are.
+        count: usize,
+    },
+}
+
+impl BatchError {
+    /// The HTTP status of the answer. None of these is worth a retry as it is.
+    pub fn status(&self) -> u16 {
+        match self {
+            BatchError::Malformed { .. } | BatchError::Member(_) => 400,
+            BatchError::TooMany { .. } => 413,
+        }
+    }
+}
+
+/// The body of `POST /api/v1/{domain}/sync`.
+#[derive(Debug)]
+pub struct Batch<'a> {
+    /// The device that posts, where the body says so.
+    pub client_id: Option<DeviceId>,
+    /// The device's clock at sending.
+    pub sent_at: Option<DateTime<Utc>>,
+    /// What kind of device it is, until it registers.
+    pub device_type: Option<String>,
+    /// The items, unparsed.
+    pub entries: Vec<&'a RawValue>,
+}
+
+#[derive(Deserialize)]
+struct Body<'a> {
+    #[serde(default)]
+    client_id: Option<Value>,
+    #[serde(default)]
+    sent_at: Option<Value>,
+    #[serde(default)]
+    device_type: Option<Value>,
+    #[serde(borrow, default)]
+    entries: Option<&'a RawValue>,
+}
+
+impl<'a> Batch<'a> {
+    /// Reads the envelope; the items stay as they are.
+    pub fn parse(body: &'a str) -> Result<Batch<'a>, BatchError> {
+        let Body {
+            client_id,
+            sent_at,
+            device_type,
+            entries,
+        } = serde_json::from_str(body).map_err(malformed)?;
+        let client_id = text_member("client_id", client_id)?
+            .map(|text| {
+                DeviceId::parse(&text)
+                    .map_err(|IdError { rule, .. }| BatchError::Member(format!("client_id must be {rule}")))
+            })
+            .transpose()?;
+        let sent_at = text_member("sent_at", sent_at)?
+            .map(|text| {
+                parse_datetime(&text)
+                    .ok_or_else(|| BatchError::Member("sent_at must be an RFC 3339 date and time".into()))
+            })
+            .transpose()?;
+        let device_type = text_member("device_type", device_type)?;
+        if let Some(kind) = &device_type
+            && !["phone", "tablet", "laptop", "desktop"].contains(&kind.as_str())
+        {
+            return Err(BatchError::Member(
+                "device_type must be one of phone, tablet, laptop, desktop".into(),
+            ));
+        }
+        let entries = list(entries, "entries")?;
+        Ok(Batch {
+            client_id,
+            sent_at,
+            device_type,
+            entries,
+        })
+    }
+}
+
+fn malformed(error: serde_json::Error) -> BatchError {
+    let (line, column) = (error.line(), error.column());
+    let text = error.to_string();
+    // serde_json ends its message with the place, which stands in front already.
+    let message = text
+        .rsplit_once(" at line ")
+        .map_or(text.as_str(), |(message, _)| message)
+        .to_owned();
+    BatchError::Malformed {
+        line,
+        column,
+        message: format!("the body is not a batch in JSON: {message}"),
+    }
+}
+
+fn text_member(name: &str, value: Option<Value>) -> Result<Option<String>, BatchError> {
+    match value {
+        None | Some(Value::Null) => Ok(None),
+        Some(Value::String(text)) => Ok(Some(text)),
+        Some(_) => Err(BatchError::Member(format!("{name} must be a string"))),
+    }
+}
+
+fn list<'a>(raw: Option<&'a RawValue>, field: &'static str) -> Result<Vec<&'a RawValue>, BatchError> {
+    let raw = raw.ok_or_else(|| BatchError::Member(format!("{field} is missing: the list of items")))?;
+    let entries: Vec<&RawValue> = serde_json::from_str(raw.get())
+        .map_err(|_| BatchError::Member(format!("{field} must be a list of items")))?;
+    match entries.len() {
+        0 => Err(BatchError::Member(format!(
+            "{field} is empty: a batch has 1 to {MAX_ENTRIES} items"
+        ))),
+        count if count > MAX_ENTRIES => Err(BatchError::TooMany { field, count }),
+        _ => Ok(entries),
+    }
+}
+
+/// SHA-256 over operation, tenant, user, device and the items' canonical form. Envelope members that a retry renews
+/// (`sent_at`, `last_sync_timestamp`) are no part of it, so that a retry is a retry.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Fingerprint(pub [u8; 32]);
+
+impl Fingerprint {
+    /// Of a batch. `operation` is method and path without a trailing slash.
+    pub fn of(
+        operation: &str,
+        tenant: &TenantId,
+        user: &UserId,
+        device: &DeviceId,
+        entries: &[&RawValue],
+    ) -> Fingerprint {
+        let mut hash = Sha256::new();
+        for part in [operation, tenant.as_str(), user.as_str(), device.as_str()] {
+            hash_part(&mut hash, part.as_bytes());
+        }
+        for entry in entries {
+            // What is no object in jsonb's sense is refused later and has no canonical form: its text stands for it.
+            match serde_json::from_str::<Value>(entry.get()) {
+                Ok(Value::Object(object)) => hash_content(&mut hash, &object),
+                _ => hash_part(&mut hash, entry.get().as_bytes()),
+            }
+        }
+        Fingerprint(hash.finalize().into())
+    }
+
+    /// The key of a batch that was sent without one.
+    pub fn as_key(&self) -> String {
+        self.0.iter().map(|byte| format!("{byte:02x}")).collect()
+    }
+}
+
+/// Length first, so that two lists of parts never hash alike.
+fn hash_part(hash: &mut Sha256, part: &[u8]) {
+    hash.update((part.len() as u64).to_be_bytes());
+    hash.update(part);
+}
+
+/// A batch's identity: the same for every retry of the same body under the same key, on any gateway, at any time.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord, serde::Serialize, serde::Deserialize)]
+#[serde(transparent)]
+pub struct BatchId(pub Uuid);
+
+impl BatchId {
+    /// From the key and the fingerprint, which holds tenant, user and device. The fingerprint takes part so that a key
+    /// used again for another body, after its 24 hours, never meets the event ids of the first.
+    pub fn of(key: &str, fingerprint: &Fingerprint) -> BatchId {
+        let mut hash = Sha256::new();
+        hash_part(&mut hash, b"batch");
+        hash_part(&mut hash, key.as_bytes());
+        hash_part(&mut hash, &fingerprint.0);
+        BatchId(uuid_of(hash))
+    }
+
+    /// The id of the event that an item becomes: `ce_id`. An append repeated after a crash bears the same.
+    pub fn event_id(&self, index: u32) -> Uuid {
+        let mut hash = Sha256::new();
+        hash_part(&mut hash, b"event");
+        hash.update(self.0.as_bytes());
+        hash.update(index.to_be_bytes());
+        uuid_of(hash)
+    }
+
+    /// The id of the conflict that an item may become; the same in every rebuild.
+    pub fn conflict_id(&self, index: u32) -> Uuid {
+        let mut hash = Sha256::new();
+        hash_part(&mut hash, b"conflict");
+        hash.update(self.0.as_bytes());
+        hash.update(index.to_be_bytes());
+        uuid_of(hash)
+    }
+}
+
+impl std::fmt::Display for BatchId {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        self.0.fmt(f)
+    }
+}
+
+/// A version 8 UUID (RFC 9562 section 5.8) of the first 16 bytes.
+pub(crate) fn uuid_of(hash: Sha256) -> Uuid {
+    let digest = hash.finalize();
+    let mut bytes = [0; 16];
+    bytes.copy_from_slice(&digest[..16]);
+    uuid::Builder::from_custom_bytes(bytes).into_uuid()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn fingerprint(body: &str) -> Fingerprint {
+        let batch = Batch::parse(body).expect("a batch");
+        let (tenant, user, device) = (
+            TenantId::parse("t").expect("tenant"),
+            UserId::parse("u").expect("user"),
+            DeviceId::parse("phone-1").expect("device"),
+        );
+        Fingerprint::of(
+            "POST /api/v1/helpdesk/sync",
+            &tenant,
+            &user,
+            &device,
+            &batch.entries,
+        )
+    }
+
+    #[test]
+    fn a_retry_has_the_same_fingerprint_whatever_its_spelling() {
+        let first = fingerprint(
+            r#"{"client_id":"phone-1","sent_at":"2026-01-01T00:00:00Z","entries":[{"a":1,"sync_status":"pending_sync"}]}"#,
+        );
+        let again =
+            fingerprint(r#"{"entries":[{ "sync_status":"sync_error", "a":1.0 }],"client_id":"phone-1"}"#);
+        assert_eq!(first, again);
+        assert_ne!(first, fingerprint(r#"{"entries":[{"a":2}]}"#));
+        assert_ne!(first, fingerprint(r#"{"entries":[{"a":1},{"a":1}]}"#));
+    }
+
+    #[test]
+    fn ids_follow_from_key_and_fingerprint() {
+        let print = fingerprint(r#"{"entries":[{"a":1}]}"#);
+        let id = BatchId::of("key-of-sixteen-characters", &print);
+        assert_eq!(id, BatchId::of("key-of-sixteen-characters", &print));
+        assert_ne!(id, BatchId::of("key-of-seventeen-characters", &print));
+        assert_ne!(id.event_id(0), id.event_id(1));
+        assert_ne!(id.event_id(0), id.conflict_id(0));
+    }
+
+    #[test]
+    fn what_is_no_batch_is_told_where() {
+        let error = |body: &str| Batch::parse(body).expect_err("an error");
+        assert!(matches!(
+            error("{\n \"entries\": [}"),
+            BatchError::Malformed { line: 2, .. }
+        ));
+        assert_eq!(error("{}").to_string(), "entries is missing: the list of items");
+        assert_eq!(error(r#"{"entries":[]}"#).status(), 400);
+        assert_eq!(
+            error(&format!(r#"{{"entries":[{}1]}}"#, "1,".repeat(1000))).status(),
+            413
+        );
+        assert!(
+            error(r#"{"client_id":"x","entries":[1]}"#)
+                .to_string()
+                .starts_with("client_id must be 5 to 100")
+        );
+        assert_eq!(error("[1]").status(), 400);
+    }
+
+    #[test]
+    fn an_item_nested_a_thousand_deep_does_not_fail_its_batch() {
+        let body = format!(
+            r#"{{"entries":[{{"a":{}{}}},{{"b":"\ud800"}}]}}"#,
+            "[".repeat(1000),
+            "]".repeat(1000)
+        );
+        assert_eq!(Batch::parse(&body).expect("a batch").entries.len(), 2);
+        fingerprint(&body);
+    }
+}

@@ -1,0 +1,224 @@
+//! All domains of a deployment: the ones that ship and those of a user's folder. Finds them by URL, topic or entity
+//! type, and refuses two that would get in each other's way. The files of a user's folder are read by the caller.
+
+use super::{Defect, Domain, parse};
+use std::sync::Arc;
+
+/// The definitions that ship.
+const SHIPPED: [(&str, &str); 10] = [
+    ("activity.toml", include_str!("../../definitions/activity.toml")),
+    (
+        "work-orders.toml",
+        include_str!("../../definitions/work-orders.toml"),
+    ),
+    (
+        "attendance.toml",
+        include_str!("../../definitions/attendance.toml"),
+    ),
+    ("helpdesk.toml", include_str!("../../definitions/helpdesk.toml")),
+    ("journal.toml", include_str!("../../definitions/journal.toml")),
+    (
+        "journal-media.toml",
+        include_str!("../../definitions/journal-media.toml"),
+    ),
+    ("voice.toml", include_str!("../../definitions/voice.toml")),
+    (
+        "behavioral.toml",
+        include_str!("../../definitions/behavioral.toml"),
+    ),
+    ("sessions.toml", include_str!("../../definitions/sessions.toml")),
+    ("metrics.toml", include_str!("../../definitions/metrics.toml")),
+];
+
+/// Tables that are the service's own.
+const OWN_TABLES: [&str; 9] = [
+    "outcomes",
+    "conflicts",
+    "positions",
+    "batches",
+    "idempotency_records",
+    "dead_letters",
+    "devices",
+    "uploads",
+    "refinery_schema_history",
+];
+
+/// Why a set of definitions cannot be served.
+#[derive(Debug, thiserror::Error)]
+pub enum RegistryError {
+    /// One file has defects.
+    #[error("{file}:\n{}", .defects.iter().map(|d| format!("  {d}")).collect::<Vec<_>>().join("\n"))]
+    Defects {
+        /// The file's name.
+        file: String,
+        /// All that is wrong.
+        defects: Vec<Defect>,
+    },
+    /// Two files, or a file and the service, claim one name.
+    #[error("{file}: {message}")]
+    Clash {
+        /// The later file.
+        file: String,
+        /// What clashes.
+        message: String,
+    },
+}
+
+/// The domains of a deployment.
+#[derive(Debug, Clone)]
+pub struct Registry {
+    domains: Vec<Arc<Domain>>,
+}
+
+impl Registry {
+    /// The domains that ship.
+    pub fn shipped() -> Registry {
+        // The shipped files are compiled in and a test parses them, so this cannot fail at run time.
+        Self::with(&[]).expect("the shipped definitions are valid")
+    }
+
+    /// The domains that ship and a user's own, as (file name, text).
+    pub fn with(own: &[(String, String)]) -> Result<Registry, RegistryError> {
+        let mut registry = Registry { domains: Vec::new() };
+        let shipped = SHIPPED.iter().map(|(file, text)| (*file, *text));
+        for (file, text) in shipped.chain(own.iter().map(|(file, text)| (file.as_str(), text.as_str()))) {
+            let domain = parse(text).map_err(|defects| RegistryError::Defects {
+                file: file.to_owned(),
+                defects,
+            })?;
+            registry.admit(domain).map_err(|message| RegistryError::Clash {
+                file: file.to_owned(),
+                message,
+            })?;
+        }
+        Ok(registry)
+    }
+
+    fn admit(&mut self, domain: Domain) -> Result<(), String> {
+        if OWN_TABLES.contains(&domain.table.as_str()) {
+            return Err(format!(
+                "the table {:?} is the service's own; choose another",
+                domain.table
+            ));
+        }
+        if domain.name == "sync" {
+            return Err("\"sync\" is a path of the service's own; choose another domain name".into());
+        }
+        let parent_topic = match &domain.parent {
+            None => None,
+            Some(parent) => {
+                let found = self
+                    .by_name(&parent.domain)
+                    .filter(|found| found.is_entity() && found.parent.is_none());
+                let Some(found) = found else {
+                    return Err(format!(
+                        "parent.domain {:?} is no entity domain without a parent that is known before this one",
+                        parent.domain
+                    ));
+                };
+                if found.topic != domain.topic {
+                    return Err(format!("a child shares its parent's topic, {:?}", found.topic));
+                }
+                Some(found.topic.clone())
+            }
+        };
+        for other in &self.domains {
+            let same = |a: &str, b: &str| a == b;
+            if same(&other.name, &domain.name) {
+                return Err(format!("there is a domain {:?} already", domain.name));
+            }
+            if same(&other.table, &domain.table)
+                || same(&other.changes_table(), &domain.table)
+                || same(&other.table, &domain.changes_table())
+            {
+                return Err(format!(
+                    "the table {:?} is taken by the domain {:?}",
+                    domain.table, other.name
+                ));
+            }
+            if same(&other.topic, &domain.topic) && parent_topic.as_deref() != Some(other.topic.as_str()) {
+                return Err(format!(
+                    "the topic {:?} is taken by the domain {:?}",
+                    domain.topic, other.name
+                ));
+            }
+            if domain.entity_type.is_some() && other.entity_type == domain.entity_type {
+                return Err(format!("the entity_type is taken by the domain {:?}", other.name));
+            }
+        }
+        self.domains.push(Arc::new(domain));
+        Ok(())
+    }
+
+    /// Every domain.
+    pub fn iter(&self) -> impl Iterator<Item = &Arc<Domain>> {
+        self.domains.iter()
+    }
+
+    /// By the name in URLs.
+    pub fn by_name(&self, name: &str) -> Option<&Arc<Domain>> {
+        self.domains.iter().find(|domain| domain.name == name)
+    }
+
+    /// By table, as the type of an event names it.
+    pub fn by_table(&self, table: &str) -> Option<&Arc<Domain>> {
+        self.domains.iter().find(|domain| domain.table == table)
+    }
+
+    /// By the entity type of a mixed batch.
+    pub fn by_entity_type(&self, entity_type: &str) -> Option<&Arc<Domain>> {
+        self.domains
+            .iter()
+            .find(|domain| domain.entity_type.as_deref() == Some(entity_type))
+    }
+
+    /// The topics, each once, without a deployment's prefix.
+    pub fn topics(&self) -> Vec<&str> {
+        let mut topics: Vec<&str> = self.domains.iter().map(|domain| domain.topic.as_str()).collect();
+        topics.sort_unstable();
+        topics.dedup();
+        topics
+    }
+
+    /// The domains on a topic, the parent first.
+    pub fn on_topic(&self, topic: &str) -> Vec<Arc<Domain>> {
+        self.domains
+            .iter()
+            .filter(|domain| domain.topic == topic)
+            .cloned()
+            .collect()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_shipped_definitions_hold() {
+        let registry = Registry::with(&[]).unwrap_or_else(|error| panic!("{error}"));
+        assert_eq!(registry.iter().count(), 10);
+        assert_eq!(registry.topics().len(), 9);
+        assert_eq!(registry.on_topic("sync.journal.v1").len(), 2);
+    }
+
+    #[test]
+    fn two_domains_cannot_share_a_topic() {
+        let own = "domain = \"inspections\"\nkind = \"entity\"\ntopic = \"sync.helpdesk.v1\"\n[fields]\nnote = { type = \"string\" }\n";
+        let error = Registry::with(&[("inspections.toml".into(), own.into())]).expect_err("a clash");
+        assert!(
+            error.to_string().contains("taken by the domain \"helpdesk\""),
+            "{error}"
+        );
+    }
+
+    #[test]
+    fn defects_name_their_line() {
+        let own = "domain = \"inspections\"\nkind = \"entity\"\ntopic = \"sync.inspections.v1\"\nfilters = [\"grade\"]\n\n[status]\nfield = \"state\"\ninitial = \"open\"\ntransitions = { open = [\"shut\"] }\n\n[fields]\nstate = { type = \"enum\", values = [\"open\", \"closed\"] }\nscore = { type = \"interger\" }\n";
+        let Err(RegistryError::Defects { defects, .. }) = Registry::with(&[("x".into(), own.into())]) else {
+            panic!("defects")
+        };
+        let lines: Vec<usize> = defects.iter().map(|defect| defect.line).collect();
+        assert_eq!(lines, [4, 9, 13], "{defects:?}");
+    }
+}

@@ -1,0 +1,320 @@
+//! The event as it stands on a topic: CloudEvents 1.0, Kafka protocol binding, binary mode. Who, what, when and under
+//! which policy are in the headers, so that the fold needs no lookup; the value is the item as the device sent it.
+//! Which headers there are is fixed in the design: each costs the producer.
+
+use crate::batch::BatchId;
+use crate::domain::{Policy, Registry, parse_datetime};
+use crate::ids::{DeviceId, Role, TenantId, UserId};
+use crate::item::{Operation, encode_part};
+use chrono::{DateTime, SecondsFormat, Utc};
+use percent_encoding::percent_decode_str;
+use std::borrow::Cow;
+use uuid::Uuid;
+
+/// Media type of every value.
+pub const CONTENT_TYPE: &str = "application/json";
+
+/// What all events of a batch say alike: written once, borrowed by each.
+#[derive(Debug, Clone)]
+pub struct Stamp {
+    /// The tenant.
+    pub tenant: TenantId,
+    /// Who posted.
+    pub user: UserId,
+    /// From which device.
+    pub device: DeviceId,
+    /// As whom.
+    pub role: Role,
+    /// What kind of device, only where device priority is on.
+    pub device_type: Option<String>,
+    /// The batch.
+    pub batch: BatchId,
+    source: String,
+}
+
+impl Stamp {
+    /// Of a batch.
+    pub fn new(
+        tenant: TenantId,
+        user: UserId,
+        device: DeviceId,
+        role: Role,
+        device_type: Option<String>,
+        batch: BatchId,
+    ) -> Stamp {
+        let source = format!(
+            "/tenants/{}/users/{}/devices/{}",
+            encode_part(tenant.as_str()),
+            encode_part(user.as_str()),
+            encode_part(device.as_str())
+        );
+        Stamp {
+            tenant,
+            user,
+            device,
+            role,
+            device_type,
+            batch,
+            source,
+        }
+    }
+
+    /// The headers of one item's event, in the order sent.
+    #[allow(clippy::too_many_arguments)] // each is one header; a struct of them would be built to be taken apart
+    pub fn headers(
+        &self,
+        table: &str,
+        operation: Operation,
+        subject: &str,
+        index: u32,
+        time: DateTime<Utc>,
+        base: i64,
+        policy: Policy,
+    ) -> Vec<(&'static str, Cow<'_, str>)> {
+        let mut headers = Vec::with_capacity(12);
+        headers.push(("ce_specversion", Cow::Borrowed("1.0")));
+        headers.push(("ce_id", self.batch.event_id(index).to_string().into()));
+        headers.push((
+            "ce_type",
+            format!("tidelog.{table}.{}", operation.as_str()).into(),
+        ));
+        headers.push(("ce_source", Cow::Borrowed(self.source.as_str())));
+        headers.push(("ce_subject", subject.to_owned().into()));
+        headers.push((
+            "ce_time",
+            time.to_rfc3339_opts(SecondsFormat::Micros, true).into(),
+        ));
+        headers.push(("ce_batch", format!("{}/{index}", self.batch).into()));
+        headers.push(("ce_baseversion", base.to_string().into()));
+        headers.push(("ce_policy", Cow::Borrowed(policy.as_str())));
+        headers.push(("content-type", Cow::Borrowed(CONTENT_TYPE)));
+        if self.role != Role::User {
+            headers.push(("ce_role", Cow::Borrowed(self.role.as_str())));
+        }
+        if let Some(kind) = &self.device_type {
+            headers.push(("ce_devicetype", Cow::Borrowed(kind.as_str())));
+        }
+        headers
+    }
+}
+
+/// An event read back: everything but the value.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Event {
+    /// `ce_id`.
+    pub id: Uuid,
+    /// The table of its domain.
+    pub table: String,
+    /// What it does.
+    pub operation: Operation,
+    /// The tenant.
+    pub tenant: TenantId,
+    /// Who posted.
+    pub user: UserId,
+    /// From which device.
+    pub device: DeviceId,
+    /// As whom.
+    pub role: Role,
+    /// What kind of device, where device priority was on.
+    pub device_type: Option<String>,
+    /// The identity.
+    pub subject: String,
+    /// When the device did it, corrected for skew.
+    pub time: DateTime<Utc>,
+    /// The batch.
+    pub batch: BatchId,
+    /// The item's index in it.
+    pub index: u32,
+    /// The version that the device last saw.
+    pub base: i64,
+    /// How a conflict is to be decided, as it stood when the event was appended.
+    pub policy: Policy,
+}
+
+/// Why a record on a topic is no event of ours.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum EnvelopeError {
+    /// A header is missing.
+    #[error("the header {0} is missing")]
+    Missing(&'static str),
+    /// A header does not say what it has to.
+    #[error("the header {name} cannot be read: {value:?}")]
+    Unreadable {
+        /// Its name.
+        name: &'static str,
+        /// What it holds, cut to 100 characters.
+        value: String,
+    },
+    /// A CloudEvents version that this build does not know.
+    #[error("CloudEvents {0:?} is not spoken here, 1.0 is")]
+    SpecVersion(String),
+    /// A domain that this deployment does not have.
+    #[error("no domain here has the table {0:?}")]
+    UnknownDomain(String),
+}
+
+impl Event {
+    /// Reads the headers of a record.
+    pub fn from_headers<'a>(
+        headers: impl Iterator<Item = (&'a str, Option<&'a [u8]>)>,
+        registry: &Registry,
+    ) -> Result<Event, EnvelopeError> {
+        let mut found: [Option<&str>; 12] = [None; 12];
+        for (name, value) in headers {
+            if let Some(slot) = NAMES.iter().position(|known| *known == name) {
+                let bytes = value.unwrap_or_default();
+                let text = std::str::from_utf8(bytes)
+                    .map_err(|_| unreadable(NAMES[slot], &String::from_utf8_lossy(bytes)))?;
+                found[slot] = Some(text);
+            }
+        }
+        let get = |name: &'static str| {
+            let slot = NAMES.iter().position(|known| *known == name);
+            slot.and_then(|slot| found[slot])
+                .ok_or(EnvelopeError::Missing(name))
+        };
+        let version = get("ce_specversion")?;
+        if version != "1.0" {
+            return Err(EnvelopeError::SpecVersion(version.chars().take(100).collect()));
+        }
+        let (table, operation) = read(get("ce_type")?, "ce_type", |text| {
+            let (table, operation) = text.strip_prefix("tidelog.")?.rsplit_once('.')?;
+            Some((table.to_owned(), Operation::parse(operation)?))
+        })?;
+        if registry.by_table(&table).is_none() {
+            return Err(EnvelopeError::UnknownDomain(table));
+        }
+        let (tenant, user, device) = read(get("ce_source")?, "ce_source", source_parts)?;
+        let (batch, index) = read(get("ce_batch")?, "ce_batch", |text| {
+            let (batch, index) = text.split_once('/')?;
+            Some((
+                BatchId(Uuid::try_parse(batch).ok()?),
+                index
+                    .parse::<u32>()
+                    .ok()
+                    .filter(|index| *index <= i32::MAX as u32)?,
+            ))
+        })?;
+        Ok(Event {
+            id: read(get("ce_id")?, "ce_id", |text| Uuid::try_parse(text).ok())?,
+            table,
+            operation,
+            tenant,
+            user,
+            device,
+            role: get("ce_role").map_or(Ok(Role::User), |text| read(text, "ce_role", Role::parse))?,
+            device_type: get("ce_devicetype").ok().map(str::to_owned),
+            subject: read(get("ce_subject")?, "ce_subject", |text| {
+                (!text.is_empty() && text.len() <= 4096 && !text.contains('\0')).then(|| text.to_owned())
+            })?,
+            time: read(get("ce_time")?, "ce_time", parse_datetime)?,
+            batch,
+            index,
+            base: read(get("ce_baseversion")?, "ce_baseversion", |text| {
+                text.parse().ok().filter(|base| *base >= 0)
+            })?,
+            policy: read(get("ce_policy")?, "ce_policy", Policy::parse)?,
+        })
+    }
+}
+
+const NAMES: [&str; 12] = [
+    "ce_specversion",
+    "ce_id",
+    "ce_type",
+    "ce_source",
+    "ce_subject",
+    "ce_time",
+    "ce_batch",
+    "ce_baseversion",
+    "ce_policy",
+    "ce_role",
+    "ce_devicetype",
+    "content-type",
+];
+
+fn read<T>(
+    text: &str,
+    name: &'static str,
+    parse: impl FnOnce(&str) -> Option<T>,
+) -> Result<T, EnvelopeError> {
+    parse(text).ok_or_else(|| unreadable(name, text))
+}
+
+fn unreadable(name: &'static str, text: &str) -> EnvelopeError {
+    EnvelopeError::Unreadable {
+        name,
+        value: text.chars().take(100).collect(),
+    }
+}
+
+fn source_parts(text: &str) -> Option<(TenantId, UserId, DeviceId)> {
+    let mut parts = text.strip_prefix("/tenants/")?.split('/');
+    let mut next = || Some(percent_decode_str(parts.next()?).decode_utf8().ok()?.into_owned());
+    let tenant = TenantId::parse(&next()?).ok()?;
+    (next()? == "users").then_some(())?;
+    let user = UserId::parse(&next()?).ok()?;
+    (next()? == "devices").then_some(())?;
+    let device = DeviceId::parse(&next()?).ok()?;
+    next().is_none().then_some((tenant, user, device))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::batch::Fingerprint;
+
+    fn stamp() -> Stamp {
+        let batch = BatchId::of("key-of-sixteen-characters", &Fingerprint([7; 32]));
+        Stamp::new(
+            TenantId::parse("a/b").expect("tenant"),
+            UserId::parse("jürgen@x").expect("user"),
+            DeviceId::parse("phone-1").expect("device"),
+            Role::Supervisor,
+            None,
+            batch,
+        )
+    }
+
+    #[test]
+    fn headers_read_back_as_they_were_written() {
+        let stamp = stamp();
+        let time = parse_datetime("2026-01-31T09:30:00.123456Z").expect("time");
+        let headers = stamp.headers("helpdesk", Operation::Update, "id", 3, time, 4, Policy::Merge);
+        let event = Event::from_headers(
+            headers.iter().map(|(n, v)| (*n, Some(v.as_bytes()))),
+            &Registry::shipped(),
+        )
+        .expect("an event");
+        assert_eq!(
+            (event.tenant, event.user, event.device),
+            (stamp.tenant.clone(), stamp.user.clone(), stamp.device.clone())
+        );
+        assert_eq!(
+            (event.time, event.base, event.index, event.policy),
+            (time, 4, 3, Policy::Merge)
+        );
+        assert_eq!(
+            (event.id, event.batch, event.role),
+            (stamp.batch.event_id(3), stamp.batch, Role::Supervisor)
+        );
+    }
+
+    #[test]
+    fn what_is_not_ours_says_why() {
+        let read = |headers: &[(&str, &str)]| {
+            Event::from_headers(
+                headers.iter().map(|(n, v)| (*n, Some(v.as_bytes()))),
+                &Registry::shipped(),
+            )
+            .expect_err("an error")
+        };
+        assert_eq!(read(&[]), EnvelopeError::Missing("ce_specversion"));
+        assert_eq!(
+            read(&[("ce_specversion", "9")]),
+            EnvelopeError::SpecVersion("9".into())
+        );
+        let unknown = [("ce_specversion", "1.0"), ("ce_type", "tidelog.nowhere.create")];
+        assert_eq!(read(&unknown), EnvelopeError::UnknownDomain("nowhere".into()));
+    }
+}

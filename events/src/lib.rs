@@ -1,0 +1,35 @@
+//! The contract that every part of Tidelog shares. No I/O: what is here is data and pure functions, so that gateway,
+//! projector and reader mean the same by the same words.
+//!
+//! - [`domain`]: definitions, their fields and tables
+//! - [`batch`], [`item`], [`error`]: what a phone posts, and the judgement of it
+//! - [`envelope`]: the event on a topic
+//! - [`position`], [`receipt`], [`token`]: places in the log, and what clients keep of them
+//! - [`outcome`], [`answer`]: what became of an item, and how it is told
+//! - [`ids`], [`json`]: names of who, and JSON that Postgres holds
+
+pub mod answer;
+pub mod batch;
+pub mod domain;
+pub mod envelope;
+pub mod error;
+pub mod ids;
+pub mod item;
+pub mod json;
+pub mod outcome;
+pub mod position;
+pub mod receipt;
+pub mod token;
+
+/// A Kafka topic's name: the deployment's prefix before the domain's topic, as it is.
+pub fn topic_name(prefix: &str, topic: &str) -> String {
+    format!("{prefix}{topic}")
+}
+
+/// The topic for what the fold could not read, without a deployment's prefix.
+pub const DEAD_LETTER_TOPIC: &str = "sync.dlq.v1";
+
+/// The channel on which a projector says that positions moved: NOTIFY is a wake-up, the table is the truth.
+pub fn positions_channel(schema: &str) -> String {
+    format!("{schema}_positions")
+}

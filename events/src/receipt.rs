@@ -1,0 +1,59 @@
+//! The receipt of a batch: which batch it was and where its records lie in the log. It holds everything that a reader
+//! needs to know whether the batch has been applied, so it resolves even where the gateway could write nothing down.
+
+use crate::batch::BatchId;
+use crate::ids::TenantId;
+use crate::position::{Appended, TopicPartition};
+use crate::token::{self, TokenError};
+use serde::{Deserialize, Serialize};
+
+/// What a receipt says.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Receipt {
+    /// The batch.
+    pub batch: BatchId,
+    /// How many of its items were appended; the others were refused at once.
+    pub appended_items: u32,
+    /// Where they lie.
+    pub appended: Appended,
+}
+
+#[derive(Serialize, Deserialize)]
+struct Wire {
+    b: BatchId,
+    n: u32,
+    p: Vec<(String, i32, i64)>,
+}
+
+impl Receipt {
+    /// The text that the phone keeps.
+    pub fn seal(&self, tenant: &TenantId) -> String {
+        let places = self
+            .appended
+            .iter()
+            .map(|(at, last)| (at.topic.clone(), at.partition, last))
+            .collect();
+        token::seal(
+            &["receipt", tenant.as_str()],
+            &Wire {
+                b: self.batch,
+                n: self.appended_items,
+                p: places,
+            },
+        )
+    }
+
+    /// Reads a receipt of that tenant.
+    pub fn open(text: &str, tenant: &TenantId) -> Result<Receipt, TokenError> {
+        let wire: Wire = token::open(&["receipt", tenant.as_str()], text)?;
+        let mut appended = Appended::default();
+        for (topic, partition, last) in wire.p {
+            appended.note(TopicPartition { topic, partition }, last);
+        }
+        Ok(Receipt {
+            batch: wire.b,
+            appended_items: wire.n,
+            appended,
+        })
+    }
+}

@@ -1,0 +1,1 @@
+//! The read side: changes, snapshots, records, receipts.

@@ -1,0 +1,25 @@
+//! What both HTTP sides share, and nothing of what either is for: no Kafka, no Postgres, no domain.
+//!
+//! - [`serve`]: the accept loop around a warp filter, with limits and a shutdown that ends (`server`, over
+//!   `connection` for one connection and `request` for one request)
+//! - [`problem`]: every answer that is not a success, and warp's rejections turned into such
+//! - [`auth`]: who calls
+//! - [`body`]: a JSON body, bounded in bytes and in time
+//! - [`idempotency_key`] and [`prefer`]: two request headers, parsed
+//!
+//! A route is read top down: path and method, then [`auth::Auth::caller`], then headers, and
+//! [`body::json_body`] last. warp tries the next route after a rejection, so what comes first decides what a
+//! wrong request is told.
+
+pub mod auth;
+pub mod body;
+mod connection;
+pub mod idempotency_key;
+pub mod prefer;
+pub mod problem;
+mod request;
+mod server;
+
+pub use problem::Problem;
+pub use request::REQUEST_ID;
+pub use server::{Limits, ServeReport, serve};

@@ -1,0 +1,1 @@
+//! The gateway's write side: claim, append, answer.

@@ -99,17 +99,9 @@ pub(crate) async fn run(args: DevArgs, serve: impl AsyncFnOnce(DevEnv) -> Result
         jwt_secret,
     };
 
-    // Held until the very end: whoever comes to use this stack while it stops then waits, instead of
-    // finding it half alive.
-    let mut nobody = None;
-    let unused = async {
-        if args.until_unused {
-            nobody = Some(until_unused(&dir.path).await?)
-        } else {
-            std::future::pending().await
-        }
-        anyhow::Ok(())
-    };
+    // Locked out once the stack is to stop for want of users, and let in again when the folder is free:
+    // until then they wait, instead of finding a stack that is half alive.
+    let mut users = None;
     let end = match listener {
         None => {
             dir.announce(&env)?;
@@ -117,11 +109,7 @@ pub(crate) async fn run(args: DevArgs, serve: impl AsyncFnOnce(DevEnv) -> Result
                 "Ready: {} says where they are. Ctrl-C stops them.",
                 dir.shown("env")
             );
-            tokio::select! {
-                () = stop.recv() => Ok(()),
-                why = stack.wait_for_death() => Err(why),
-                unused = unused => unused,
-            }
+            wait_for_end(&args, &dir, &mut stop, &mut stack, &mut users).await
         }
         Some(listener) => {
             let (ready, is_ready) = oneshot::channel();
@@ -135,7 +123,7 @@ pub(crate) async fn run(args: DevArgs, serve: impl AsyncFnOnce(DevEnv) -> Result
                 shutdown: shutting_down,
             });
             let mut serving = std::pin::pin!(serving);
-            let announcing = async {
+            let greeting = async {
                 if is_ready.await.is_ok() {
                     dir.announce(&env)?;
                     greet(&dir, &env);
@@ -143,30 +131,16 @@ pub(crate) async fn run(args: DevArgs, serve: impl AsyncFnOnce(DevEnv) -> Result
                 // What ends this run is one of the others.
                 std::future::pending::<Result<()>>().await
             };
-            let (end, served) = tokio::select! {
-                served = &mut serving => (served.and_then(|()| bail!("the service ended by itself")), true),
-                error = announcing => (error, false),
-                () = stop.recv() => (Ok(()), false),
-                why = stack.wait_for_death() => (Err(why), false),
-                unused = unused => (unused, false),
+            let (end, serves) = tokio::select! {
+                served = &mut serving => (served.and_then(|()| bail!("the service ended by itself")), false),
+                error = greeting => (error, true),
+                end = wait_for_end(&args, &dir, &mut stop, &mut stack, &mut users) => (end, true),
             };
             dir.retract()?;
-            if !served {
+            if serves {
                 eprintln!("Stopping the gateway and the projectors");
                 let _ = shutdown.send(true);
-                let finished = tokio::select! {
-                    finished = tokio::time::timeout(SERVE_DEADLINE, &mut serving) => finished.ok(),
-                    // Asked twice: never mind what is unfinished.
-                    () = stop.recv() => None,
-                };
-                match finished {
-                    Some(Err(e)) if end.is_ok() => end.and(Err(e.context("while stopping"))),
-                    Some(_) => end,
-                    None => {
-                        eprintln!("  they did not finish in time: going on without them");
-                        end
-                    }
-                }
+                end.and(finish_serving(serving, &mut stop).await)
             } else {
                 end
             }
@@ -174,12 +148,46 @@ pub(crate) async fn run(args: DevArgs, serve: impl AsyncFnOnce(DevEnv) -> Result
     };
     dir.retract()?;
     eprintln!("Stopping Kafka and Postgres");
-    let stopped = stack.stop().await;
-    drop(nobody);
+    let end = end.and(stack.stop().await);
     if end.is_ok() {
         eprintln!("Stopped. The data stays in {}.", dir.path.display());
     }
-    end.and(stopped)
+    drop(dir);
+    drop(users);
+    end
+}
+
+/// Waits until it is time to stop: because somebody says so or nobody needs us, which is well, or because
+/// Kafka or Postgres ended, which is an error.
+async fn wait_for_end(
+    args: &DevArgs,
+    dir: &Folder,
+    stop: &mut StopSignals,
+    stack: &mut Stack,
+    users: &mut Option<Lock>,
+) -> Result<()> {
+    tokio::select! {
+        () = stop.recv() => Ok(()),
+        why = stack.wait_for_death() => Err(why),
+        unused = until_unused(&dir.path), if args.until_unused => {
+            *users = Some(unused?);
+            Ok(())
+        }
+    }
+}
+
+/// Gives gateway and projectors time to end, after they were told; a second signal cuts it short.
+async fn finish_serving(serving: impl Future<Output = Result<()>>, stop: &mut StopSignals) -> Result<()> {
+    tokio::select! {
+        finished = tokio::time::timeout(SERVE_DEADLINE, serving) => {
+            if let Ok(served) = finished {
+                return served.context("while stopping");
+            }
+        }
+        () = stop.recv() => {}
+    }
+    eprintln!("  they have not finished: going on without them");
+    Ok(())
 }
 
 /// The data folder, ours alone while this lives.
@@ -317,7 +325,7 @@ async fn until_unused(dir: &Path) -> Result<Lock> {
 fn greet(dir: &Folder, env: &Env) {
     let url = env.url.as_deref().unwrap_or_default();
     let tidelog = std::env::args_os().next().unwrap_or_else(|| "tidelog".into());
-    let tidelog = Path::new(&tidelog).display();
+    let tidelog = shell_word(&tidelog.to_string_lossy());
     let id = Uuid::new_v4();
     println!(
         r#"
@@ -336,14 +344,31 @@ Tidelog is ready on {url}. A first batch, from another terminal:
 
 Ctrl-C stops everything; the data stays in {data}.
 "#,
-        env_file = dir.shown("env"),
+        env_file = shell_word(&dir.shown("env")),
         data = dir.given.display(),
     );
+}
+
+/// As a shell reads it back: quoted only if it has to be.
+fn shell_word(text: &str) -> String {
+    let plain = |c: char| c.is_ascii_alphanumeric() || "/._-+".contains(c);
+    if text.chars().all(plain) {
+        text.to_owned()
+    } else {
+        format!("'{}'", text.replace('\'', r"'\''"))
+    }
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_path_survives_the_shell() {
+        assert_eq!(shell_word(".tidelog/env"), ".tidelog/env");
+        assert_eq!(shell_word("my data/env"), "'my data/env'");
+        assert_eq!(shell_word("it's/env"), r"'it'\''s/env'");
+    }
 
     #[test]
     fn a_folder_has_one_owner() {

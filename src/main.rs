@@ -1,1 +1,84 @@
-fn main() {}
+//! The command line: one subcommand, one file. What the service does is in the crates; here they are set up and
+//! composed. This is also the only place that turns errors into exit codes: 0 done, 1 failed, 2 wrong command line or
+//! setting; what else a command says, its help lists.
+
+mod check_domain;
+mod database;
+mod dev;
+mod domains;
+mod kafka;
+mod logging;
+mod migrate;
+mod output;
+mod settings;
+mod stack;
+mod status;
+mod token;
+mod topics;
+
+use std::process::ExitCode;
+
+use clap::{Parser, Subcommand};
+
+/// An offline-first sync backend in which the message log is the truth
+#[derive(Parser)]
+#[command(version, propagate_version = true, disable_help_subcommand = true)]
+struct Cli {
+    #[command(flatten)]
+    global: settings::GlobalSettings,
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Subcommand)]
+enum Command {
+    Dev {
+        #[command(flatten)]
+        domains: settings::DomainSettings,
+        // Last: the command's help is its text.
+        #[command(flatten)]
+        dev: dev::DevArgs,
+    },
+    Migrate(migrate::MigrateArgs),
+    Topics(topics::TopicsArgs),
+    Status(status::StatusArgs),
+    Token(token::TokenArgs),
+    CheckDomain(check_domain::CheckDomainArgs),
+    #[command(name = "__guard", hide = true)]
+    Guard(stack::guard::GuardArgs),
+}
+
+#[tokio::main]
+async fn main() -> ExitCode {
+    let cli: Cli = match settings::parse(std::env::args_os()) {
+        Ok(cli) => cli,
+        Err(code) => return code,
+    };
+    logging::start(&cli.global.log, cli.global.log_format);
+    let done = |()| ExitCode::SUCCESS;
+    let ended = match cli.command {
+        Command::Dev { dev, domains } => {
+            dev::run(dev, async |_| { let _ = &domains; anyhow::bail!("wip") }).await.map(done)
+        }
+        Command::Migrate(args) => migrate::run(args).await.map(done),
+        Command::Topics(args) => topics::run(args).await,
+        Command::Status(args) => status::run(args).await.map(done),
+        Command::Token(args) => token::run(args).map(done),
+        Command::CheckDomain(args) => check_domain::run(args),
+        Command::Guard(args) => stack::guard::run(args).await,
+    };
+    ended.unwrap_or_else(|error| {
+        eprintln!("error: {error:#}");
+        ExitCode::FAILURE
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use clap::CommandFactory;
+
+    #[test]
+    fn the_command_line_is_well_defined() {
+        crate::Cli::command().debug_assert();
+    }
+}

@@ -24,36 +24,46 @@ const MOST_UPFRONT: usize = 64 * 1024;
 /// 408 past `idle`. After 413 and 408 the connection closes.
 ///
 /// Put it last in a route: what it has read, no other route can read again.
-pub fn json_body(
-    limit: usize,
-    idle: Duration,
-) -> impl Filter<Extract = (Bytes,), Error = Rejection> + Copy {
+pub fn json_body(limit: usize, idle: Duration) -> impl Filter<Extract = (Bytes,), Error = Rejection> + Copy {
     warp::header::optional::<String>("content-type")
         .and(warp::header::optional::<u64>("content-length"))
         .and(warp::body::stream())
-        .and_then(move |content_type: Option<String>, length: Option<u64>, body| async move {
-            let read = async {
-                is_json(content_type.as_deref())?;
-                utf8(read(body, length, limit, idle).await?)
-            };
-            read.await.map_err(warp::reject::custom)
-        })
+        .and_then(
+            move |content_type: Option<String>, length: Option<u64>, body| async move {
+                let read = async {
+                    is_json(content_type.as_deref())?;
+                    utf8(read(body, length, limit, idle).await?)
+                };
+                read.await.map_err(warp::reject::custom)
+            },
+        )
 }
 
 fn is_json(content_type: Option<&str>) -> Result<(), Problem> {
     let Some(content_type) = content_type else {
-        return Err(Problem::unsupported_media_type("the body needs the content type application/json"));
+        return Err(Problem::unsupported_media_type(
+            "the body needs the content type application/json",
+        ));
     };
     let mut parts = content_type.split(';').map(str::trim);
-    if !parts.next().is_some_and(|kind| kind.eq_ignore_ascii_case("application/json")) {
-        return Err(Problem::unsupported_media_type("the body's content type is not application/json"));
+    if !parts
+        .next()
+        .is_some_and(|kind| kind.eq_ignore_ascii_case("application/json"))
+    {
+        return Err(Problem::unsupported_media_type(
+            "the body's content type is not application/json",
+        ));
     }
     let charsets = parts.filter_map(|parameter| {
         let (name, value) = parameter.split_once('=')?;
-        name.eq_ignore_ascii_case("charset").then(|| value.trim_matches('"'))
+        name.eq_ignore_ascii_case("charset")
+            .then(|| value.trim_matches('"'))
     });
     for charset in charsets {
-        if !["utf-8", "utf8", "us-ascii"].iter().any(|known| charset.eq_ignore_ascii_case(known)) {
+        if !["utf-8", "utf8", "us-ascii"]
+            .iter()
+            .any(|known| charset.eq_ignore_ascii_case(known))
+        {
             return Err(Problem::unsupported_media_type("the body's charset is not UTF-8"));
         }
     }
@@ -81,6 +91,8 @@ where
                 return Err(Problem::request_timeout(detail));
             }
         };
+        // Parts that are there already must not keep others from this thread while a large body is decompressed.
+        tokio::task::coop::consume_budget().await;
         let so_far = rest.as_ref().map_or(first.len(), BytesMut::len);
         if part.len() > limit - so_far {
             return Err(too_large(limit));
@@ -90,7 +102,8 @@ where
             None if first.is_empty() => first = part,
             None => {
                 let whole = length.map_or(0, |length| length.min(MOST_UPFRONT as u64) as usize);
-                let mut gathered = BytesMut::with_capacity(whole.max(2 * (first.len() + part.len())).min(limit));
+                let mut gathered =
+                    BytesMut::with_capacity(whole.max(2 * (first.len() + part.len())).min(limit));
                 gathered.extend_from_slice(&first);
                 gathered.extend_from_slice(&part);
                 rest = Some(gathered);
@@ -106,16 +119,20 @@ fn utf8(body: Bytes) -> Result<Bytes, Problem> {
         Ok(_) => Ok(body),
         Err(error) => {
             let offset = error.valid_up_to();
-            Err(Problem::bad_request(format!("the body is not UTF-8 at byte {offset}"))
-                .with("offset", offset))
+            Err(
+                Problem::bad_request(format!("the body is not UTF-8 at byte {offset}"))
+                    .with("offset", offset),
+            )
         }
     }
 }
 
 fn too_large(limit: usize) -> Problem {
-    Problem::payload_too_large(format!("the body is larger than {limit} bytes, after decompression"))
-        .with("limit", limit)
-        .closing()
+    Problem::payload_too_large(format!(
+        "the body is larger than {limit} bytes, after decompression"
+    ))
+    .with("limit", limit)
+    .closing()
 }
 
 /// A body error is the connection's (then hyper made it) or the decompressor's.
@@ -149,7 +166,10 @@ mod tests {
             request = request.header("content-type", content_type);
         }
         let response = request.reply(&routes(16)).await;
-        (response.status(), String::from_utf8_lossy(response.body()).into_owned())
+        (
+            response.status(),
+            String::from_utf8_lossy(response.body()).into_owned(),
+        )
     }
 
     #[tokio::test]
@@ -162,7 +182,13 @@ mod tests {
         ] {
             assert_eq!(post(Some(good), b"{}").await.0, 200, "{good}");
         }
-        for bad in ["text/plain", "application/jsonx", "application/json; charset=latin1", "", "application/*"] {
+        for bad in [
+            "text/plain",
+            "application/jsonx",
+            "application/json; charset=latin1",
+            "",
+            "application/*",
+        ] {
             assert_eq!(post(Some(bad), b"{}").await.0, 415, "{bad}");
         }
         assert_eq!(post(None, b"{}").await.0, 415);
@@ -178,19 +204,30 @@ mod tests {
     async fn what_is_not_utf_8_is_named_by_its_offset() {
         let (status, text) = post(Some("application/json"), b"{\"a\":\"\xff\"}").await;
         assert_eq!(status, 400);
-        assert!(text.contains("at byte 6") && text.contains("\"offset\":6"), "{text}");
+        assert!(
+            text.contains("at byte 6") && text.contains("\"offset\":6"),
+            "{text}"
+        );
     }
 
     #[tokio::test]
     async fn parts_are_put_together_in_order() {
         let parts = ["{\"a\"", ":", "", "\"bcdef\"}"].map(|part| Ok(Bytes::from_static(part.as_bytes())));
-        let body = read(futures_util::stream::iter(parts), None, 64, Duration::from_secs(1)).await.unwrap();
+        let body = read(
+            futures_util::stream::iter(parts),
+            None,
+            64,
+            Duration::from_secs(1),
+        )
+        .await
+        .unwrap();
         assert_eq!(&body[..], b"{\"a\":\"bcdef\"}");
     }
 
     #[tokio::test(start_paused = true)]
     async fn a_client_that_falls_silent_gets_408() {
-        let body = futures_util::stream::iter([Ok(Bytes::from_static(b"{"))]).chain(futures_util::stream::pending());
+        let body =
+            futures_util::stream::iter([Ok(Bytes::from_static(b"{"))]).chain(futures_util::stream::pending());
         let problem = read(body, None, 64, Duration::from_secs(30)).await.unwrap_err();
         assert_eq!((problem.status().as_u16(), problem.is_retryable()), (408, true));
     }

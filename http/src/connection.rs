@@ -4,6 +4,7 @@
 //! has taken too long, whether the permit of the connection limit is still held, and that a socket closed
 //! over unread bytes takes the answer down with it. Must not know what a request is about.
 
+use std::convert::Infallible;
 use std::future::Future;
 use std::io;
 use std::pin::{Pin, pin};
@@ -13,6 +14,7 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use http_body::{Body, Frame, SizeHint};
+use http_body_util::combinators::UnsyncBoxBody;
 use hyper::body::Incoming;
 use hyper::server::conn::http1::{self, UpgradeableConnection};
 use hyper::service::HttpService;
@@ -105,7 +107,11 @@ impl Meter {
 
     fn wrote(&self, moved: bool) {
         let mut gauge = self.gauge();
-        gauge.stalled = if moved { None } else { gauge.stalled.or_else(|| Some(Instant::now())) };
+        gauge.stalled = if moved {
+            None
+        } else {
+            gauge.stalled.or_else(|| Some(Instant::now()))
+        };
     }
 
     /// When the connection is to be closed if nothing happens until then.
@@ -167,27 +173,35 @@ impl Body for Reading {
     }
 }
 
-/// A response's body that keeps its request in flight for as long as it lives.
-pub(crate) struct Writing<B> {
-    body: B,
+/// What an answer's body breaks off with on our side.
+pub(crate) type BoxError = Box<dyn std::error::Error + Send + Sync>;
+
+/// An answer's body that keeps its request in flight for as long as it lives.
+pub(crate) struct Writing {
+    body: UnsyncBoxBody<Bytes, BoxError>,
     _busy: Busy,
 }
 
-impl<B> Writing<B> {
-    pub(crate) fn new(body: B, busy: Busy) -> Self {
+impl Writing {
+    pub(crate) fn new(body: UnsyncBoxBody<Bytes, BoxError>, busy: Busy) -> Self {
         Writing { body, _busy: busy }
     }
 }
 
-impl<B: Body + Unpin> Body for Writing<B> {
-    type Data = B::Data;
-    type Error = B::Error;
+/// An answer broke off on our side, so the connection must too.
+#[derive(Debug, thiserror::Error)]
+#[error("the answer's body failed: {0}")]
+pub(crate) struct WritingError(BoxError);
+
+impl Body for Writing {
+    type Data = Bytes;
+    type Error = WritingError;
 
     fn poll_frame(
         mut self: Pin<&mut Self>,
         cx: &mut Context<'_>,
-    ) -> Poll<Option<Result<Frame<B::Data>, B::Error>>> {
-        Pin::new(&mut self.body).poll_frame(cx)
+    ) -> Poll<Option<Result<Frame<Bytes>, WritingError>>> {
+        Pin::new(&mut self.body).poll_frame(cx).map_err(WritingError)
     }
 
     fn is_end_stream(&self) -> bool {
@@ -262,14 +276,13 @@ pub(crate) async fn drive<S>(
     mut stage: watch::Receiver<Stage>,
 ) -> End
 where
-    S: HttpService<Incoming> + Unpin + Send + 'static,
-    S::Error: Into<Box<dyn std::error::Error + Send + Sync>>,
-    S::Future: Send,
-    S::ResBody: Send + 'static,
-    <S::ResBody as Body>::Data: Send,
-    <S::ResBody as Body>::Error: Into<Box<dyn std::error::Error + Send + Sync>>,
+    S: HttpService<Incoming, ResBody = Writing, Error = Infallible> + Unpin,
 {
-    let socket = Socket { stream, meter: meter.clone(), _place: place };
+    let socket = Socket {
+        stream,
+        meter: meter.clone(),
+        _place: place,
+    };
     let conn = http1::Builder::new()
         // Ours is the clock: hyper's gives an idle connection no longer than a head.
         .header_read_timeout(None)
@@ -278,7 +291,12 @@ where
         .serve_connection(TokioIo::new(socket), service)
         .with_upgrades();
     let clock = Box::pin(tokio::time::sleep_until(Instant::now() + limits.header_timeout));
-    let mut timed = Timed { conn, meter, clock, limits };
+    let mut timed = Timed {
+        conn,
+        meter,
+        clock,
+        limits,
+    };
 
     let served = loop {
         match *stage.borrow_and_update() {
@@ -328,10 +346,7 @@ where
 
 impl<S> Future for Timed<'_, S>
 where
-    S: HttpService<Incoming> + Unpin,
-    S::Error: Into<Box<dyn std::error::Error + Send + Sync>>,
-    S::ResBody: 'static,
-    <S::ResBody as Body>::Error: Into<Box<dyn std::error::Error + Send + Sync>>,
+    S: HttpService<Incoming, ResBody = Writing, Error = Infallible> + Unpin,
 {
     type Output = Option<hyper::Result<()>>;
 

@@ -31,7 +31,9 @@ pub enum KeyError {
     #[error("an idempotency key is made of visible ASCII characters, without spaces")]
     Character,
     /// A quote that doesn't close, an escape that isn't one, or something after the closing quote.
-    #[error("Idempotency-Key is a string in double quotes (RFC 8941, section 3.3.3), or a bare key without any")]
+    #[error(
+        "Idempotency-Key is a string in double quotes (RFC 8941, section 3.3.3), or a bare key without any"
+    )]
     Quoting,
     /// Two keys say nothing.
     #[error("Idempotency-Key is there more than once")]
@@ -115,7 +117,11 @@ fn unquote(quoted: &str) -> Result<String, KeyError> {
         match c {
             '"' => {
                 let rest = chars.as_str().trim_start_matches(' ');
-                return if rest.is_empty() || rest.starts_with(';') { Ok(key) } else { Err(KeyError::Quoting) };
+                return if rest.is_empty() || rest.starts_with(';') {
+                    Ok(key)
+                } else {
+                    Err(KeyError::Quoting)
+                };
             }
             '\\' => match chars.next() {
                 Some(c @ ('"' | '\\')) => key.push(c),
@@ -146,14 +152,25 @@ mod tests {
     fn escapes_are_undone_before_the_length_counts() {
         let key = IdempotencyKey::parse(r#""0123456789\"\\abc""#);
         assert_eq!(key, Err(KeyError::Length(15)));
-        assert_eq!(IdempotencyKey::parse(r#""0123456789\"\\abcd""#).unwrap().as_str(), r#"0123456789"\abcd"#);
+        assert_eq!(
+            IdempotencyKey::parse(r#""0123456789\"\\abcd""#).unwrap().as_str(),
+            r#"0123456789"\abcd"#
+        );
     }
 
     #[test]
     fn sixteen_and_255_are_keys_and_their_neighbours_are_not() {
         for (length, good) in [(0, false), (15, false), (16, true), (255, true), (256, false)] {
-            assert_eq!(IdempotencyKey::parse(&"k".repeat(length)).is_ok(), good, "{length}");
-            assert_eq!(IdempotencyKey::parse(&format!("\"{}\"", "k".repeat(length))).is_ok(), good, "{length}");
+            assert_eq!(
+                IdempotencyKey::parse(&"k".repeat(length)).is_ok(),
+                good,
+                "{length}"
+            );
+            assert_eq!(
+                IdempotencyKey::parse(&format!("\"{}\"", "k".repeat(length))).is_ok(),
+                good,
+                "{length}"
+            );
         }
     }
 
@@ -171,7 +188,11 @@ mod tests {
         ] {
             let problem = Problem::from(IdempotencyKey::parse(value).unwrap_err());
             let document: serde_json::Value = serde_json::from_slice(&problem.to_bytes()).unwrap();
-            assert_eq!((&document["status"], &document["rule"]), (&400.into(), &rule.into()), "{value}");
+            assert_eq!(
+                (&document["status"], &document["rule"]),
+                (&400.into(), &rule.into()),
+                "{value}"
+            );
         }
     }
 
@@ -180,11 +201,17 @@ mod tests {
         let mut headers = HeaderMap::new();
         assert_eq!(IdempotencyKey::from_headers(&headers), Ok(None));
         headers.append(IDEMPOTENCY_KEY, HeaderValue::from_static(KEY));
-        assert_eq!(IdempotencyKey::from_headers(&headers).unwrap().unwrap().as_str(), KEY);
+        assert_eq!(
+            IdempotencyKey::from_headers(&headers).unwrap().unwrap().as_str(),
+            KEY
+        );
         headers.append(IDEMPOTENCY_KEY, HeaderValue::from_static(KEY));
         assert_eq!(IdempotencyKey::from_headers(&headers), Err(KeyError::Repeated));
         let mut latin = HeaderMap::new();
-        latin.insert(IDEMPOTENCY_KEY, HeaderValue::from_bytes(b"0123456789abcd\xe9\xe8").unwrap());
+        latin.insert(
+            IDEMPOTENCY_KEY,
+            HeaderValue::from_bytes(b"0123456789abcd\xe9\xe8").unwrap(),
+        );
         assert_eq!(IdempotencyKey::from_headers(&latin), Err(KeyError::Character));
     }
 }

@@ -1,7 +1,7 @@
 //! What both HTTP sides share, and nothing of what either is for: no Kafka, no Postgres, no domain.
 //!
 //! - [`serve`]: the accept loop around a warp filter, with limits and a shutdown that ends (`server`, over
-//!   `connection` for one connection and `request` for one request)
+//!   `connection` for one connection, `request` for one request and `gzip` for its body)
 //! - [`problem`]: every answer that is not a success, and warp's rejections turned into such
 //! - [`auth`]: who calls
 //! - [`body`]: a JSON body, bounded in bytes and in time
@@ -11,9 +11,12 @@
 //! [`body::json_body`] last. warp tries the next route after a rejection, so what comes first decides what a
 //! wrong request is told.
 
+#![cfg_attr(test, allow(clippy::unwrap_used, reason = "a test that cannot go on fails"))]
+
 pub mod auth;
 pub mod body;
 mod connection;
+mod gzip;
 pub mod idempotency_key;
 pub mod prefer;
 pub mod problem;

@@ -38,8 +38,14 @@ impl Wait {
             .flat_map(|line| split(line, b','))
             .find_map(wait_of);
         match asked {
-            Some(seconds) => Wait { seconds: seconds.min(MAX_WAIT), asked: true },
-            None => Wait { seconds: DEFAULT_WAIT, asked: false },
+            Some(seconds) => Wait {
+                seconds: seconds.min(MAX_WAIT),
+                asked: true,
+            },
+            None => Wait {
+                seconds: DEFAULT_WAIT,
+                asked: false,
+            },
         }
     }
 
@@ -68,7 +74,9 @@ fn wait_of(preference: &str) -> Option<u64> {
         return None;
     }
     let value = value.trim();
-    let digits = value.strip_prefix('"').map_or(Some(value), |rest| rest.strip_suffix('"'))?;
+    let digits = value
+        .strip_prefix('"')
+        .map_or(Some(value), |rest| rest.strip_suffix('"'))?;
     if digits.is_empty() || !digits.bytes().all(|b| b.is_ascii_digit()) {
         return None;
     }
@@ -101,7 +109,10 @@ mod tests {
             headers.append(PREFER, HeaderValue::from_str(line).unwrap());
         }
         let wait = Wait::from_headers(&headers);
-        (wait.duration().as_secs(), wait.applied().map(|v| v.to_str().unwrap().to_owned()))
+        (
+            wait.duration().as_secs(),
+            wait.applied().map(|v| v.to_str().unwrap().to_owned()),
+        )
     }
 
     fn asked(seconds: u64) -> (u64, Option<String>) {
@@ -133,8 +144,17 @@ mod tests {
 
     #[test]
     fn garbage_counts_as_not_sent() {
-        for line in ["wait", "wait=", "wait=\"\"", "wait=-1", "wait=1.5", "wait=\"5", "wait=x", ";;,=,\"", "waits=5"]
-        {
+        for line in [
+            "wait",
+            "wait=",
+            "wait=\"\"",
+            "wait=-1",
+            "wait=1.5",
+            "wait=\"5",
+            "wait=x",
+            ";;,=,\"",
+            "waits=5",
+        ] {
             assert_eq!(wait(&[line]), (2, None), "{line}");
         }
         assert_eq!(wait(&["wait=x", "wait=4"]), asked(4));

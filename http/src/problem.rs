@@ -9,9 +9,7 @@ use std::convert::Infallible;
 use std::fmt;
 
 use bytes::Bytes;
-use http::header::{
-    ALLOW, CONNECTION, CONTENT_TYPE, HeaderName, HeaderValue, RETRY_AFTER, WWW_AUTHENTICATE,
-};
+use http::header::{ALLOW, CONNECTION, CONTENT_TYPE, HeaderName, HeaderValue, RETRY_AFTER, WWW_AUTHENTICATE};
 use http::{Response, StatusCode};
 use serde::ser::{Serialize, SerializeMap, Serializer};
 use serde_json::Value;
@@ -67,14 +65,23 @@ impl Problem {
 
     /// 400: the request is not what the interface asks for.
     pub fn bad_request(detail: impl Into<Cow<'static, str>>) -> Self {
-        Self::new(StatusCode::BAD_REQUEST, "bad-request", "The request cannot be understood").detail(detail)
+        Self::new(
+            StatusCode::BAD_REQUEST,
+            "bad-request",
+            "The request cannot be understood",
+        )
+        .detail(detail)
     }
 
     /// 401, with the challenge that RFC 6750 asks for.
     pub fn unauthorized(detail: impl Into<Cow<'static, str>>) -> Self {
-        Self::new(StatusCode::UNAUTHORIZED, "unauthorized", "A valid bearer token is needed")
-            .detail(detail)
-            .header(WWW_AUTHENTICATE, HeaderValue::from_static("Bearer"))
+        Self::new(
+            StatusCode::UNAUTHORIZED,
+            "unauthorized",
+            "A valid bearer token is needed",
+        )
+        .detail(detail)
+        .header(WWW_AUTHENTICATE, HeaderValue::from_static("Bearer"))
     }
 
     /// 403: the caller is known and may not.
@@ -102,10 +109,14 @@ impl Problem {
 
     /// 408: the request did not arrive in time. The connection closes, as what follows cannot be told apart.
     pub fn request_timeout(detail: impl Into<Cow<'static, str>>) -> Self {
-        Self::new(StatusCode::REQUEST_TIMEOUT, "request-timeout", "The request did not arrive in time")
-            .detail(detail)
-            .retryable(true)
-            .closing()
+        Self::new(
+            StatusCode::REQUEST_TIMEOUT,
+            "request-timeout",
+            "The request did not arrive in time",
+        )
+        .detail(detail)
+        .retryable(true)
+        .closing()
     }
 
     /// 409 of a type of its own.
@@ -115,8 +126,12 @@ impl Problem {
 
     /// 409: the same request is still being worked on. Asking again in `retry_after` seconds helps.
     pub fn in_flight(detail: impl Into<Cow<'static, str>>, retry_after: u32) -> Self {
-        Self::conflict("request-in-flight", "The same request is still being worked on", detail)
-            .retry_after(retry_after)
+        Self::conflict(
+            "request-in-flight",
+            "The same request is still being worked on",
+            detail,
+        )
+        .retry_after(retry_after)
     }
 
     /// 410: it was there and is no longer kept.
@@ -126,8 +141,12 @@ impl Problem {
 
     /// 413: more than the limit.
     pub fn payload_too_large(detail: impl Into<Cow<'static, str>>) -> Self {
-        Self::new(StatusCode::PAYLOAD_TOO_LARGE, "payload-too-large", "The request is too large")
-            .detail(detail)
+        Self::new(
+            StatusCode::PAYLOAD_TOO_LARGE,
+            "payload-too-large",
+            "The request is too large",
+        )
+        .detail(detail)
     }
 
     /// 415: a content type, charset or content coding that is not read here.
@@ -151,22 +170,34 @@ impl Problem {
 
     /// 429: slower, please.
     pub fn too_many(detail: impl Into<Cow<'static, str>>, retry_after: u32) -> Self {
-        Self::new(StatusCode::TOO_MANY_REQUESTS, "too-many-requests", "Too many requests")
-            .detail(detail)
-            .retry_after(retry_after)
+        Self::new(
+            StatusCode::TOO_MANY_REQUESTS,
+            "too-many-requests",
+            "Too many requests",
+        )
+        .detail(detail)
+        .retry_after(retry_after)
     }
 
     /// 500. Carries no detail on purpose: what went wrong is in the log, under the request's id.
     pub fn internal() -> Self {
-        Self::new(StatusCode::INTERNAL_SERVER_ERROR, "internal", "Something went wrong here")
-            .detail("The failure is logged under this answer's x-request-id.")
+        Self::new(
+            StatusCode::INTERNAL_SERVER_ERROR,
+            "internal",
+            "Something went wrong here",
+        )
+        .detail("The failure is logged under this answer's x-request-id.")
     }
 
     /// 503: something that the service needs is away.
     pub fn unavailable(detail: impl Into<Cow<'static, str>>, retry_after: u32) -> Self {
-        Self::new(StatusCode::SERVICE_UNAVAILABLE, "unavailable", "Temporarily unavailable")
-            .detail(detail)
-            .retry_after(retry_after)
+        Self::new(
+            StatusCode::SERVICE_UNAVAILABLE,
+            "unavailable",
+            "Temporarily unavailable",
+        )
+        .detail(detail)
+        .retry_after(retry_after)
     }
 
     /// What is particular to this occurrence, for a person to read.
@@ -261,7 +292,15 @@ impl Problem {
 
 impl Serialize for Problem {
     fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
-        let Inner { status, title, detail, retryable, errors, extensions, .. } = &*self.0;
+        let Inner {
+            status,
+            title,
+            detail,
+            retryable,
+            errors,
+            extensions,
+            ..
+        } = &*self.0;
         let mut map = serializer.serialize_map(None)?;
         map.serialize_entry("type", &self.type_uri())?;
         map.serialize_entry("title", title)?;
@@ -273,7 +312,10 @@ impl Serialize for Problem {
         if !errors.is_empty() {
             map.serialize_entry("errors", errors)?;
         }
-        for (name, value) in extensions.iter().filter(|(name, _)| !OWN_MEMBERS.contains(&&**name)) {
+        for (name, value) in extensions
+            .iter()
+            .filter(|(name, _)| !OWN_MEMBERS.contains(&&**name))
+        {
             map.serialize_entry(name, value)?;
         }
         map.end()
@@ -282,7 +324,13 @@ impl Serialize for Problem {
 
 impl fmt::Debug for Problem {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "Problem({} {}: {})", self.0.status.as_u16(), self.0.slug, self.0.detail)
+        write!(
+            f,
+            "Problem({} {}: {})",
+            self.0.status.as_u16(),
+            self.0.slug,
+            self.0.detail
+        )
     }
 }
 
@@ -401,39 +449,69 @@ mod tests {
     struct Secretive;
     impl Reject for Secretive {}
 
-    /// What `filter` rejects with, as the problem that the caller sees.
-    async fn rejected<F>(request: warp::test::RequestBuilder, filter: F) -> Problem
+    /// Status and document of what `filter` answers to `request`.
+    async fn answer<F>(request: warp::test::RequestBuilder, filter: F) -> (u16, String)
     where
-        F: Filter<Error = Rejection> + 'static,
-        F::Extract: Send,
+        F: Filter<Error = Rejection> + Clone + Send + Sync + 'static,
+        F::Extract: warp::Reply + Send,
     {
-        match request.filter(&filter).await {
-            Ok(_) => panic!("was not rejected"),
-            Err(rejection) => of_rejection(&rejection),
-        }
+        let response = request.reply(&filter.recover(recover)).await;
+        assert_eq!(response.headers()[CONTENT_TYPE], PROBLEM_JSON);
+        (
+            response.status().as_u16(),
+            String::from_utf8(response.body().to_vec()).unwrap(),
+        )
     }
 
     #[tokio::test]
     async fn warps_own_rejections_become_problems() {
         let get = || warp::test::request().path("/a");
         let a = || warp::path("a");
-        assert_eq!(rejected(get(), warp::path("b")).await.status(), 404);
-        assert_eq!(rejected(get(), a().and(warp::post())).await.status(), 405);
-        assert_eq!(rejected(get(), a().and(warp::header::<u8>("x"))).await.status(), 400);
-        assert_eq!(rejected(get(), a().and(warp::query::<Vec<u8>>())).await.status(), 400);
-        assert_eq!(rejected(get(), a().and(warp::body::content_length_limit(1))).await.status(), 411);
-        let long = warp::test::request().path("/a").header("content-length", "2");
-        assert_eq!(rejected(long, a().and(warp::body::content_length_limit(1))).await.status(), 413);
-        let text = warp::test::request().path("/a").header("content-type", "text/plain").body("1");
-        assert_eq!(rejected(text, a().and(warp::body::json::<u8>())).await.status(), 415);
+        assert_eq!(answer(get(), warp::path("b").map(|| "")).await.0, 404);
+        assert_eq!(answer(get(), a().and(warp::post()).map(|| "")).await.0, 405);
+        assert_eq!(
+            answer(get(), a().and(warp::header::<u8>("x")).map(|_| ""))
+                .await
+                .0,
+            400
+        );
+        assert_eq!(
+            answer(get(), a().and(warp::query::<Limit>()).map(|_| "")).await.0,
+            400
+        );
+        let limited = || a().and(warp::body::content_length_limit(1)).map(|| "");
+        assert_eq!(answer(get(), limited()).await.0, 411);
+        assert_eq!(
+            answer(get().header("content-length", "2"), limited()).await.0,
+            413
+        );
+        let text = get().header("content-type", "text/plain").body("1");
+        assert_eq!(
+            answer(text, a().and(warp::body::json::<u8>()).map(|_| ""))
+                .await
+                .0,
+            415
+        );
+        assert_eq!(
+            answer(get().body("{"), a().and(warp::body::json::<u8>()).map(|_| ""))
+                .await
+                .0,
+            400
+        );
+    }
+
+    #[derive(serde::Deserialize)]
+    struct Limit {
+        #[serde(rename = "limit")]
+        _limit: u8,
     }
 
     #[tokio::test]
     async fn an_unknown_rejection_says_nothing_of_itself() {
-        let filter = warp::any().and_then(|| async { Err::<(), _>(reject::custom(Secretive)) });
-        let problem = rejected(warp::test::request(), filter).await;
-        assert_eq!(problem.status(), 500);
-        assert!(!String::from_utf8_lossy(&problem.to_bytes()).contains("Secretive"));
+        let filter = warp::any().and_then(|| async { Err::<&str, _>(reject::custom(Secretive)) });
+        let (status, text) = answer(warp::test::request(), filter).await;
+        assert_eq!(status, 500);
+        assert!(!text.contains("Secretive"));
     }
 
     #[tokio::test]
@@ -443,7 +521,8 @@ mod tests {
             .and(warp::post())
             .and_then(|| async { Err::<&str, _>(reject::custom(Problem::bad_request("ours"))) });
         let other = warp::path("b").map(|| "");
-        let problem = rejected(warp::test::request().method("POST").path("/a"), get.or(post).or(other)).await;
-        assert_eq!((problem.status().as_u16(), problem.to_string().contains("ours")), (400, true));
+        let request = warp::test::request().method("POST").path("/a");
+        let (status, text) = answer(request, get.or(post).or(other)).await;
+        assert_eq!((status, text.contains("ours")), (400, true));
     }
 }

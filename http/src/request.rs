@@ -1,6 +1,6 @@
 //! What is done to every request and every answer: an id, a span, content codings, a panic turned into a 500.
 //!
-//! The tower layers and our own steps around `warp::service(routes)`. Must not know of sockets beyond the
+//! tower-http's compression and our own steps around `warp::service(routes)`. Must not know of sockets beyond the
 //! meter of their connection.
 
 use std::convert::Infallible;
@@ -11,18 +11,20 @@ use std::time::{Instant, SystemTime};
 
 use bytes::Bytes;
 use futures_util::FutureExt;
-use http::header::{ACCEPT_ENCODING, CONTENT_ENCODING};
+use http::header::{ACCEPT_ENCODING, CONTENT_ENCODING, CONTENT_LENGTH};
 use http::{HeaderMap, HeaderName, HeaderValue, Request, Response};
-use http_body_util::{Either, Full};
+use http_body::Body;
+use http_body_util::combinators::UnsyncBoxBody;
+use http_body_util::{BodyExt, Full};
 use hyper::body::Incoming;
 use tower::{Layer, Service};
 use tower_http::CompressionLevel;
 use tower_http::compression::predicate::{NotForContentType, Predicate, SizeAbove};
 use tower_http::compression::{Compression, CompressionLayer};
-use tower_http::decompression::{DecompressionBody, RequestDecompression, RequestDecompressionLayer};
 use tracing::Instrument;
 
-use crate::connection::{Meter, Reading, Writing};
+use crate::connection::{BoxError, Meter, Reading, Writing};
+use crate::gzip::Decoded;
 use crate::problem::Problem;
 use crate::server::Tally;
 
@@ -41,11 +43,8 @@ type Worthwhile = tower_http::compression::predicate::And<
     NotForContentType,
 >;
 
-/// The layers around `S`, as they are built once for the server and cloned for each connection.
-pub(crate) type Stack<S> = Compression<RequestDecompression<S>, Worthwhile>;
-
-/// The body that `S` is given.
-pub(crate) type RequestBody = DecompressionBody<Reading>;
+/// The routes with the layer around them, built once for the server and cloned for each connection.
+pub(crate) type Stack<S> = Compression<S, Worthwhile>;
 
 pub(crate) fn stack<S: Clone>(service: S) -> Stack<S> {
     let worthwhile = SizeAbove::new(WORTH_COMPRESSING)
@@ -54,10 +53,10 @@ pub(crate) fn stack<S: Clone>(service: S) -> Stack<S> {
         .and(NotForContentType::const_new("application/octet-stream"));
     CompressionLayer::new()
         .gzip(true)
-        // A third of the CPU of the default level for a tenth more bytes, on JSON.
+        // An answer is compressed anew each time it is asked for, so the cheapest level.
         .quality(CompressionLevel::Fastest)
         .compress_when(worthwhile)
-        .layer(RequestDecompressionLayer::new().gzip(true).layer(service))
+        .layer(service)
 }
 
 /// What the requests of one connection share. hyper gives them out one at a time, so the lock is never waited for.
@@ -67,16 +66,14 @@ pub(crate) struct Requests<S> {
     pub(crate) tally: Arc<Tally>,
 }
 
-/// The body of an answer: of the routes', compressed or not, or of a problem found before or after them.
-type Answer<B> = Writing<Either<B, Full<Bytes>>>;
-
 /// Answers one request.
 pub(crate) async fn respond<S, B>(
     requests: Arc<Requests<S>>,
     request: Request<Incoming>,
-) -> Result<Response<Answer<B>>, Infallible>
+) -> Result<Response<Writing>, Infallible>
 where
-    Stack<S>: Service<Request<Reading>, Response = Response<B>, Error = Infallible>,
+    Stack<S>: Service<Request<Decoded<Reading>>, Response = Response<B>, Error = Infallible>,
+    B: Body<Data = Bytes, Error = BoxError> + Send + 'static,
 {
     let Requests { stack, meter, tally } = &*requests;
     let busy = meter.busy();
@@ -92,20 +89,22 @@ where
     );
     let work = async {
         let mut request = request.map(|body| Reading::new(body, meter.clone()));
-        if let Err(problem) = content_coding(request.headers_mut()) {
-            return problem.to_response::<Full<Bytes>>().map(Either::Right);
-        }
+        let request = match content_coding(request.headers_mut()) {
+            Ok(Coding::Identity) => request.map(Decoded::Plain),
+            Ok(Coding::Gzip) => request.map(Decoded::gzip),
+            Err(problem) => return problem.to_response().map(of_problem),
+        };
         let call = AssertUnwindSafe(async {
-            // Always ready: none of the layers holds anything back. The lock is held for making the future only.
+            // Always ready: neither the layer nor warp holds anything back. The lock is held for making the future only.
             let answer = stack.lock().unwrap_or_else(PoisonError::into_inner).call(request);
             answer.await
         });
         match call.catch_unwind().await {
-            Ok(Ok(response)) => response.map(Either::Left),
+            Ok(Ok(response)) => response.map(BodyExt::boxed_unsync),
             Err(_) => {
                 tally.panics.fetch_add(1, Ordering::Relaxed);
                 tracing::error!("a handler panicked");
-                Problem::internal().closing().to_response::<Full<Bytes>>().map(Either::Right)
+                Problem::internal().closing().to_response().map(of_problem)
             }
         }
     };
@@ -120,25 +119,44 @@ where
     Ok(response.map(|body| Writing::new(body, busy)))
 }
 
-/// Makes `Content-Encoding` one that the decompression layer takes: it wants `gzip` in lower case, and of
-/// several it would undo the first and drop the rest.
-fn content_coding(headers: &mut HeaderMap) -> Result<(), Problem> {
+fn of_problem(body: Full<Bytes>) -> UnsyncBoxBody<Bytes, BoxError> {
+    body.map_err(|never| match never {}).boxed_unsync()
+}
+
+/// How a body is coded.
+#[derive(Debug, PartialEq, Eq)]
+enum Coding {
+    Identity,
+    Gzip,
+}
+
+/// Takes the content coding out of the headers, with the length that was of the coded body.
+fn content_coding(headers: &mut HeaderMap) -> Result<Coding, Problem> {
     let mut values = headers.get_all(CONTENT_ENCODING).iter();
     let (first, more) = (values.next(), values.next());
-    let Some(first) = first else { return Ok(()) };
-    let coding = first.to_str().map(|text| text.trim().to_ascii_lowercase()).unwrap_or_default();
-    match (&*coding, more) {
-        ("gzip" | "x-gzip", None) => {
-            headers.insert(CONTENT_ENCODING, HeaderValue::from_static("gzip"));
-            Ok(())
+    let Some(first) = first else {
+        return Ok(Coding::Identity);
+    };
+    let coding = match (first.to_str().unwrap_or_default().trim(), more) {
+        (gzip, None)
+            if ["gzip", "x-gzip"]
+                .iter()
+                .any(|name| gzip.eq_ignore_ascii_case(name)) =>
+        {
+            Coding::Gzip
         }
-        ("identity", None) => {
-            headers.remove(CONTENT_ENCODING);
-            Ok(())
+        (identity, None) if identity.eq_ignore_ascii_case("identity") => Coding::Identity,
+        _ => {
+            let detail = "the body's Content-Encoding is neither gzip nor identity";
+            return Err(Problem::unsupported_media_type(detail)
+                .header(ACCEPT_ENCODING, HeaderValue::from_static("gzip")));
         }
-        _ => Err(Problem::unsupported_media_type("the body's Content-Encoding is neither gzip nor identity")
-            .header(ACCEPT_ENCODING, HeaderValue::from_static("gzip"))),
+    };
+    headers.remove(CONTENT_ENCODING);
+    if coding == Coding::Gzip {
+        headers.remove(CONTENT_LENGTH);
     }
+    Ok(coding)
 }
 
 /// The caller's id for the request, or one of our own: the process's start and a count.
@@ -152,7 +170,9 @@ fn request_id(headers: &HeaderMap) -> HeaderValue {
         return theirs.clone();
     }
     let started = STARTED.get_or_init(|| {
-        let since = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default();
+        let since = SystemTime::now()
+            .duration_since(SystemTime::UNIX_EPOCH)
+            .unwrap_or_default();
         since.as_micros() as u64
     });
     let id = format!("{started:x}-{:x}", COUNT.fetch_add(1, Ordering::Relaxed));
@@ -164,22 +184,27 @@ fn request_id(headers: &HeaderMap) -> HeaderValue {
 mod tests {
     use super::*;
 
-    fn coded(values: &[&'static str]) -> Result<Option<String>, u16> {
+    fn coded(values: &[&'static str]) -> Result<Coding, u16> {
         let mut headers = HeaderMap::new();
         for value in values {
             headers.append(CONTENT_ENCODING, HeaderValue::from_static(value));
         }
-        content_coding(&mut headers).map_err(|problem| problem.status().as_u16())?;
-        Ok(headers.get(CONTENT_ENCODING).map(|value| value.to_str().unwrap().to_owned()))
+        content_coding(&mut headers).map_err(|problem| problem.status().as_u16())
     }
 
     #[test]
     fn gzip_and_identity_are_taken_in_any_case_and_nothing_else_is() {
-        assert_eq!(coded(&[]), Ok(None));
-        assert_eq!(coded(&["GZip"]), Ok(Some("gzip".into())));
-        assert_eq!(coded(&["x-gzip"]), Ok(Some("gzip".into())));
-        assert_eq!(coded(&["identity"]), Ok(None));
-        for bad in [&["br"][..], &["gzip, gzip"], &["gzip", "gzip"], &["deflate"], &[""]] {
+        assert_eq!(coded(&[]), Ok(Coding::Identity));
+        assert_eq!(coded(&["identity"]), Ok(Coding::Identity));
+        assert_eq!(coded(&["GZip"]), Ok(Coding::Gzip));
+        assert_eq!(coded(&["x-gzip"]), Ok(Coding::Gzip));
+        for bad in [
+            &["br"][..],
+            &["gzip, gzip"],
+            &["gzip", "gzip"],
+            &["deflate"],
+            &[""],
+        ] {
             assert_eq!(coded(bad), Err(415), "{bad:?}");
         }
     }

@@ -157,7 +157,10 @@ where
             Err(_) => match refusals.clone().try_acquire_owned() {
                 Ok(slot) => {
                     report.refused += 1;
-                    tracing::debug!(limit = limits.max_connections, "connection refused: too many are open");
+                    tracing::debug!(
+                        limit = limits.max_connections,
+                        "connection refused: too many are open"
+                    );
                     let (refusal, told) = (refusal.clone(), told.clone());
                     tokio::spawn(async move {
                         refuse(stream, refusal, told).await;
@@ -178,8 +181,11 @@ where
         // Answers are written whole: waiting for more to send with them only delays them.
         let _ = stream.set_nodelay(true);
         let meter = Meter::new();
-        let requests =
-            Arc::new(Requests { stack: Mutex::new(stack.clone()), meter: meter.clone(), tally: tally.clone() });
+        let requests = Arc::new(Requests {
+            stack: Mutex::new(stack.clone()),
+            meter: meter.clone(),
+            tally: tally.clone(),
+        });
         let (limits, told, tally) = (limits.clone(), told.clone(), tally.clone());
         tokio::spawn(async move {
             let service = service_fn(move |request| request::respond(requests.clone(), request));
@@ -195,9 +201,15 @@ where
     stage.send_replace(Stage::Draining);
     // All connections have ended when all places are free.
     let all = || places.acquire_many(limits.max_connections as u32);
-    if tokio::time::timeout(limits.shutdown_deadline, all()).await.is_err() {
+    if tokio::time::timeout(limits.shutdown_deadline, all())
+        .await
+        .is_err()
+    {
         report.dropped = limits.max_connections - places.available_permits();
-        tracing::warn!(dropped = report.dropped, "connections still hung at the shutdown's deadline");
+        tracing::warn!(
+            dropped = report.dropped,
+            "connections still hung at the shutdown's deadline"
+        );
     }
     stage.send_replace(Stage::Cut);
     let _ = tokio::time::timeout(CUTTING, all()).await;
@@ -211,13 +223,17 @@ where
 /// Whether the failure is of the one connection that was to be accepted, and the next may well work.
 fn of_the_connection(error: &io::Error) -> bool {
     use io::ErrorKind::{ConnectionAborted, ConnectionRefused, ConnectionReset, Interrupted};
-    matches!(error.kind(), ConnectionAborted | ConnectionRefused | ConnectionReset | Interrupted)
+    matches!(
+        error.kind(),
+        ConnectionAborted | ConnectionRefused | ConnectionReset | Interrupted
+    )
 }
 
 /// The bytes of the 503 for a connection over the limit.
 fn refusal() -> Bytes {
-    let response: Response<Bytes> =
-        Problem::unavailable("too many connections are open", 1).closing().to_response();
+    let response: Response<Bytes> = Problem::unavailable("too many connections are open", 1)
+        .closing()
+        .to_response();
     let mut text = b"HTTP/1.1 503 Service Unavailable\r\n".to_vec();
     for (name, value) in response.headers() {
         text.extend_from_slice(name.as_str().as_bytes());

@@ -1,1 +1,38 @@
-//! The gateway's write side: claim, append, answer.
+//! The gateway's write side: claim a batch's key, append its items to the log, answer what became of them.
+//!
+//! A batch goes through the files in this order:
+//!
+//! - [`routes`]: HTTP in and out, and nothing else
+//! - [`service`]: the order of steps, and which of them outlive the phone that asked
+//! - `incoming`: the body as a batch of a device, its fingerprint and its id
+//! - `claim`: who may append under a key, in one statement
+//! - `judge`: items taken and refused, and the time of each, corrected for the device's clock
+//! - `append`: items as events, to the [`producer`], whose reports one `delivery` a batch counts
+//! - `record`: what the gateway keeps of a batch; `backlog` keeps it while Postgres is away
+//! - `answer`: waits for the projection, composes the final answer, stores its bytes
+//!
+//! `ledger` is Postgres as claims and records see it, with a deadline and a `breaker`, so that an outage costs little.
+//! [`error`] is why a batch is not taken. Must not know how a fold decides or how rows and feeds look: it meets them
+//! in the log, in positions, and through [`tidelog_events::outcome::FindOutcomes`].
+
+mod answer;
+mod append;
+mod backlog;
+mod breaker;
+mod claim;
+mod config;
+mod delivery;
+pub mod error;
+mod incoming;
+mod judge;
+mod ledger;
+pub mod producer;
+mod record;
+pub mod routes;
+pub mod service;
+
+pub use config::IngestConfig;
+pub use error::IngestError;
+pub use producer::{Producer, ProducerConfig};
+pub use routes::routes;
+pub use service::{Ingest, IngestParts};

@@ -1,1 +1,103 @@
-//! Folds the log into Postgres: rows, feed, outcomes, conflicts, positions.
+//! Folds the log into Postgres. Data comes from Kafka and ends in rows, feeds, outcomes, conflicts and positions; HTTP
+//! and phones are unknown here, and so is every domain's name.
+//!
+//! - [`fold`], [`document`], [`state`], [`event`]: the meaning of an event, pure
+//! - [`chunk`]: a stretch of the log folded in memory
+//! - `load`, `write`, `session`, `sheet`: the store
+//! - `lane`: the worker that carries chunks from one to the other
+//! - `consumer`, `ownership`: which partitions are whose, and where they stand
+//! - `notify`, `dead`: wake-ups for readers, and what could not be read
+
+pub mod chunk;
+mod consumer;
+mod dead;
+pub mod document;
+mod error;
+pub mod event;
+pub mod fold;
+mod lane;
+mod load;
+mod notify;
+mod ownership;
+mod retry;
+mod session;
+mod sheet;
+pub mod state;
+mod write;
+
+pub use error::ProjectorError;
+
+use std::collections::HashMap;
+use std::sync::{Arc, Mutex};
+use tidelog_events::domain::Registry;
+use tidelog_events::{positions_channel, topic_name};
+use tokio::sync::{Notify, mpsc, watch};
+use tokio_postgres::Config;
+
+/// What a projector needs.
+#[derive(Debug, Clone)]
+pub struct ProjectorConfig {
+    /// `host:port,…` of Kafka.
+    pub brokers: String,
+    /// The consumer group, for sharing partitions among processes.
+    pub group: String,
+    /// What stands before every topic's name.
+    pub topic_prefix: String,
+    /// The schema that the service lives in; names the channel of wake-ups.
+    pub schema: String,
+    /// Postgres, with the search path set to the schema.
+    pub database: Config,
+    /// The domains.
+    pub registry: Arc<Registry>,
+    /// What this process is called in `positions.owner`.
+    pub instance: String,
+}
+
+/// Runs until shutdown: a lane a topic, one consumer, one notifier.
+pub async fn run(config: ProjectorConfig, shutdown: watch::Receiver<bool>) -> Result<(), ProjectorError> {
+    let progress = Arc::new(Mutex::new(HashMap::new()));
+    let moved = Arc::new(Notify::new());
+    let dead = Arc::new(dead::DeadLetterTopic::new(&config.brokers, &config.topic_prefix));
+    let mut lanes = HashMap::new();
+    let mut workers = tokio::task::JoinSet::new();
+    for topic in config.registry.topics() {
+        let topic = topic_name(&config.topic_prefix, topic);
+        let (sender, inbox) = mpsc::channel(consumer::LANE_QUEUE);
+        lanes.insert(topic.clone(), sender);
+        let lane = lane::Lane::new(lane::LaneParts {
+            topic,
+            prefix: config.topic_prefix.clone(),
+            registry: config.registry.clone(),
+            database: config.database.clone(),
+            inbox,
+            progress: progress.clone(),
+            moved: moved.clone(),
+            dead: dead.clone(),
+            shutdown: shutdown.clone(),
+        });
+        workers.spawn(lane.run());
+    }
+    let notifier = tokio::spawn(notify::run(
+        config.database.clone(),
+        positions_channel(&config.schema),
+        moved,
+        shutdown.clone(),
+    ));
+    let parts = consumer::ConsumerParts {
+        brokers: config.brokers,
+        group: config.group,
+        instance: config.instance,
+        database: config.database,
+        lanes,
+        progress,
+        shutdown,
+    };
+    let runtime = tokio::runtime::Handle::current();
+    let consumer = tokio::task::spawn_blocking(move || consumer::run(parts, runtime));
+    let ended = consumer
+        .await
+        .map_err(|error| ProjectorError::Consumer(error.to_string()))?;
+    while workers.join_next().await.is_some() {}
+    notifier.abort();
+    ended
+}

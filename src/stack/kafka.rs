@@ -15,7 +15,7 @@ use tokio::process::Command;
 use super::files::{ok_if_absent, ports, random_hex, write_whole};
 use super::guard::StopSignal;
 use super::jars;
-use super::process::{Process, Server, finish, log_of};
+use super::process::{Process, Server, log_of};
 
 pub(super) const NAME: &str = "Kafka";
 pub(super) const STOP: StopSignal = StopSignal::Term;
@@ -52,8 +52,8 @@ impl Kafka {
         let java = java().await?;
         let jars = jars::folder().await?;
         super::process::clear(NAME, home, STOP).await?;
-        format_once(home, &java, &jars).await?;
         write_whole(&home.join("log4j2.properties"), LOG4J)?;
+        format_once(home, exe, &java, &jars).await?;
 
         let mut anew = false;
         loop {
@@ -118,7 +118,7 @@ impl Kafka {
 }
 
 /// Formats the storage on first use, under another name until it is whole.
-async fn format_once(home: &Path, java: &Path, jars: &Path) -> Result<()> {
+async fn format_once(home: &Path, exe: &Path, java: &Path, jars: &Path) -> Result<()> {
     let (data, fresh) = (home.join("data"), home.join("data.new"));
     if data.is_dir() {
         return Ok(());
@@ -130,21 +130,32 @@ async fn format_once(home: &Path, java: &Path, jars: &Path) -> Result<()> {
     // A cluster id is 16 bytes in 22 digits of base64url, and hex digits are such digits too; the last
     // one has only two bits to say, and `A` leaves them zero.
     let cluster_id = format!("{}A", &random_hex()[..21]);
-    let mut format = Command::new(java);
     // A second's work: compiling it well costs more than it brings.
-    format
-        .arg("-XX:TieredStopAtLevel=1")
-        .arg("-XX:+UseSerialGC")
-        .args(jvm(jars));
-    format.args([
+    let mut args: Vec<OsString> = ["-XX:TieredStopAtLevel=1", "-XX:+UseSerialGC"]
+        .map(Into::into)
+        .into();
+    args.extend(jvm(jars));
+    let format = [
         "kafka.tools.StorageTool",
         "format",
         "--cluster-id",
         &cluster_id,
         "--config",
-    ]);
-    format.arg("format.properties").current_dir(home);
-    finish(&mut format, "Formatting Kafka's storage").await?;
+        "format.properties",
+    ];
+    args.extend(format.map(OsString::from));
+    let name = "Formatting Kafka's storage";
+    let format = Server {
+        name,
+        exe,
+        home,
+        dir: home,
+        signal: STOP,
+        user: None,
+        program: java,
+        args,
+    };
+    Process::start(format).await?.finish().await?;
     std::fs::remove_file(&config)?;
     std::fs::rename(&fresh, &data).with_context(|| format!("cannot make {}", data.display()))
 }

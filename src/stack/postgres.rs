@@ -50,7 +50,7 @@ impl Postgres {
         let password = secret(&home.join("password"))?;
         let cluster = Home::at(&home.join("cluster")).await?;
         let binaries = choose(installed().await, made_with(&cluster)?)?;
-        make_once(&cluster, &binaries, &password).await?;
+        make_once(home, exe, &cluster, &binaries, &password).await?;
         // We know from its lock that none runs. Postgres itself would only know that *some* process has
         // the number in this file, which after a restart of a container is quite likely.
         std::fs::remove_file(cluster.path.join("data/postmaster.pid")).or_else(ok_if_absent)?;
@@ -180,7 +180,13 @@ async fn make_database(admin: &Client, password: &str) -> Result<(), tokio_postg
 }
 
 /// Makes the cluster on first use, under another name until it is whole.
-async fn make_once(cluster: &Home, binaries: &Binaries, password: &str) -> Result<()> {
+async fn make_once(
+    home: &Path,
+    exe: &Path,
+    cluster: &Home,
+    binaries: &Binaries,
+    password: &str,
+) -> Result<()> {
     let (data, fresh) = (cluster.path.join("data"), cluster.path.join("data.new"));
     if data.is_dir() {
         return Ok(());
@@ -189,19 +195,26 @@ async fn make_once(cluster: &Home, binaries: &Binaries, password: &str) -> Resul
     let password_file = cluster.path.join("initdb-password");
     write_whole(&password_file, &format!("{password}\n"))?;
     cluster.give(&password_file)?;
-    let mut initdb = cluster.command(&binaries.dir.join("initdb"));
-    initdb.args([
+    let args = [
         "--pgdata=data.new",
         "--username=postgres",
         "--pwfile=initdb-password",
-    ]);
-    initdb.args([
         "--auth=scram-sha-256",
         "--encoding=UTF8",
         "--locale=C",
         "--no-instructions",
-    ]);
-    let made = finish(&mut initdb, "Making a Postgres cluster with initdb").await;
+    ];
+    let initdb = Server {
+        name: "Making a Postgres cluster with initdb",
+        exe,
+        home,
+        dir: &cluster.path,
+        signal: STOP,
+        user: cluster.user.as_ref(),
+        program: &binaries.dir.join("initdb"),
+        args: args.map(OsString::from).into(),
+    };
+    let made = Process::start(initdb).await?.finish().await;
     std::fs::remove_file(&password_file)?;
     made?;
     std::fs::rename(&fresh, &data).with_context(|| format!("cannot make {}", data.display()))
@@ -225,7 +238,8 @@ fn made_with(cluster: &Home) -> Result<Option<u32>> {
 
 /// The newest installed server; for a cluster that exists, one of the version that made it.
 fn choose(mut installed: Vec<Binaries>, made_with: Option<u32>) -> Result<Binaries> {
-    installed.sort_by_key(|binaries| binaries.major);
+    // Stable: of two copies of a version, the one of the better place stays first.
+    installed.sort_by_key(|binaries| std::cmp::Reverse(binaries.major));
     if let Some(made_with) = made_with {
         let found = installed
             .iter()
@@ -239,7 +253,7 @@ fn choose(mut installed: Vec<Binaries>, made_with: Option<u32>) -> Result<Binari
             )
         });
     }
-    match installed.pop() {
+    match installed.into_iter().next() {
         Some(newest) if newest.major >= OLDEST => Ok(newest),
         Some(newest) => bail!(
             "{} has only Postgres {}. {ADVICE}",

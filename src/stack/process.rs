@@ -111,6 +111,17 @@ impl Process {
         }
     }
 
+    /// Waits until a program that ends by itself has done its work. Under a guard like the servers, so
+    /// that nothing of it runs on when this is dropped: `initdb` has children of its own.
+    pub(super) async fn finish(mut self) -> Result<()> {
+        let status = self.guard.wait().await?;
+        if status.success() {
+            Ok(())
+        } else {
+            Err(self.epitaph(status))
+        }
+    }
+
     /// Stops the server and waits until it is gone.
     pub(super) async fn stop(mut self) -> Result<()> {
         drop(self.leash.take());
@@ -168,7 +179,7 @@ pub(super) async fn clear(name: &str, home: &Path, signal: StopSignal) -> Result
     Ok(())
 }
 
-/// Runs a helper program to its end and answers what it printed.
+/// Runs a program that has no children to its end and answers what it printed.
 pub(super) async fn finish(command: &mut Command, what: &str) -> Result<String> {
     let output = command
         .stdin(Stdio::null())

@@ -66,9 +66,12 @@ impl Home {
             std::fs::remove_file(link).or_else(ok_if_absent)?;
         }
         own(link, &user)?;
-        if user.reaches(link).await {
+        let path = link
+            .canonicalize()
+            .with_context(|| format!("cannot open {}", link.display()))?;
+        if user.reaches(&path).await {
             return Ok(Self {
-                path: link.to_owned(),
+                path,
                 user: Some(user),
             });
         }
@@ -93,16 +96,6 @@ impl Home {
             path,
             user: Some(user),
         })
-    }
-
-    /// A command that runs in this folder, as its owner.
-    pub(super) fn command(&self, program: &Path) -> Command {
-        let mut command = Command::new(program);
-        command.current_dir(&self.path);
-        if let Some(user) = &self.user {
-            command.uid(user.uid).gid(user.gid);
-        }
-        command
     }
 
     /// Gives a file that we made here to the folder's owner.

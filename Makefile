@@ -1,0 +1,44 @@
+# Each target first installs what it needs and this machine lacks (deploy/install.sh says what and why).
+
+CARGO ?= cargo
+TARGET_DIR = $(or $(CARGO_TARGET_DIR),target)
+
+.DEFAULT_GOAL := help
+.PHONY: help demo run build test lint bench
+
+help: ## show this
+	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "  make %-6s  %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+
+demo: ## two phones and an analyst, on a Kafka and a Postgres of their own
+	@deploy/install.sh demo
+	$(CARGO) build
+	$(CARGO) run --example demo
+
+run: ## the whole service on this machine, staying up (Ctrl-C stops it)
+	@deploy/install.sh run
+	$(CARGO) run -- dev
+
+build: ## the release binary
+	@deploy/install.sh build
+	$(CARGO) build --release
+	@echo "Built $(TARGET_DIR)/release/tidelog"
+
+test: ## everything: formatting, lints, unit tests, then tests against a real Kafka and Postgres
+	@deploy/install.sh test
+	$(CARGO) fmt --all --check
+	$(CARGO) clippy --workspace --all-targets -- -D warnings
+	$(CARGO) test --workspace --lib --bins
+	$(CARGO) test --workspace --test '*'
+
+lint: ## formatting, clippy, documentation, dependencies
+	@deploy/install.sh lint
+	$(CARGO) fmt --all --check
+	$(CARGO) clippy --workspace --all-targets -- -D warnings
+	RUSTDOCFLAGS="-D warnings" $(CARGO) doc --workspace --no-deps
+	@if $(CARGO) deny --version >/dev/null 2>&1; then $(CARGO) deny check; else \
+		echo "Skipped: licences and advisories. To check them: cargo install cargo-deny --locked"; fi
+
+bench: ## measures speed and memory side by side, and writes BENCHMARKS.md
+	@deploy/install.sh bench
+	$(CARGO) build --release
+	$(CARGO) run --release -- bench

@@ -1,0 +1,143 @@
+//! What can go wrong with a read, as its caller is told it. The one error of this crate's boundary: each variant knows
+//! its status and whether the same request may succeed later. What Postgres says goes to the log and never further.
+
+use std::time::Duration;
+
+use http::StatusCode;
+use tidelog_events::token::TokenError;
+use tidelog_http::Problem;
+use tokio_postgres::error::SqlState;
+
+/// Seconds after which a read that found the database away is worth another try.
+const RETRY_AFTER: u32 = 1;
+
+/// Why a read has no answer.
+#[derive(Debug, thiserror::Error)]
+pub enum FeedError {
+    /// No domain of that name is served here.
+    #[error("there is no domain {0:?} here")]
+    UnknownDomain(String),
+    /// Absent, deleted, another tenant's, or not this caller's to see: one answer for all four.
+    #[error("{0}")]
+    NotFound(&'static str),
+    /// A query parameter is not what it has to be.
+    #[error("{name} {message}")]
+    Parameter {
+        /// The parameter.
+        name: String,
+        /// The rule it breaks, to follow its name.
+        message: String,
+    },
+    /// The cursor cannot be used.
+    #[error("the cursor cannot be used: {0}; a pull without `cursor` and `since` starts anew with everything")]
+    Cursor(TokenError),
+    /// The caller asked to read its own write, and the write was not there in time.
+    #[error("after {0:?} the batch of `wait_for` is not applied yet")]
+    NotApplied(Duration),
+    /// Postgres is away, or too busy to be asked.
+    #[error("the database cannot be reached")]
+    Unavailable,
+    /// Postgres refused a statement of ours: a defect here, or a schema that is not this release's.
+    #[error("a statement failed")]
+    Statement,
+}
+
+impl FeedError {
+    /// The status of the answer.
+    pub fn status(&self) -> StatusCode {
+        match self {
+            FeedError::UnknownDomain(_) | FeedError::NotFound(_) => StatusCode::NOT_FOUND,
+            FeedError::Parameter { .. } | FeedError::Cursor(_) => StatusCode::BAD_REQUEST,
+            FeedError::NotApplied(_) | FeedError::Unavailable => StatusCode::SERVICE_UNAVAILABLE,
+            FeedError::Statement => StatusCode::INTERNAL_SERVER_ERROR,
+        }
+    }
+
+    /// Whether the same request may succeed later, unchanged.
+    pub fn is_retryable(&self) -> bool {
+        self.status() == StatusCode::SERVICE_UNAVAILABLE
+    }
+
+    /// The answer.
+    pub fn problem(&self) -> Problem {
+        let detail = self.to_string();
+        match self {
+            FeedError::UnknownDomain(_) | FeedError::NotFound(_) => Problem::not_found(detail),
+            FeedError::Parameter { name, .. } => Problem::bad_request(detail).with("parameter", name.as_str()),
+            FeedError::Cursor(_) => {
+                Problem::new(self.status(), "bad-cursor", "The cursor cannot be used").detail(detail)
+            }
+            FeedError::NotApplied(_) => {
+                Problem::new(self.status(), "not-yet-applied", "What was to be waited for is not applied yet")
+                    .detail(detail)
+                    .retry_after(RETRY_AFTER)
+            }
+            FeedError::Unavailable => Problem::unavailable(detail, RETRY_AFTER),
+            FeedError::Statement => Problem::internal(),
+        }
+    }
+
+    pub(crate) fn parameter(name: &str, message: impl Into<String>) -> FeedError {
+        FeedError::Parameter { name: name.to_owned(), message: message.into() }
+    }
+}
+
+impl From<tokio_postgres::Error> for FeedError {
+    fn from(error: tokio_postgres::Error) -> FeedError {
+        match error.code() {
+            // What the server said is about this statement, unless it is about its own state.
+            Some(code) if !passing(code) => {
+                tracing::error!(%error, code = code.code(), detail = ?error.as_db_error(), "a statement failed");
+                FeedError::Statement
+            }
+            None if is_ours(&error) => {
+                tracing::error!(%error, "a row is not of the shape asked for");
+                FeedError::Statement
+            }
+            _ => {
+                tracing::warn!(%error, "Postgres is away");
+                FeedError::Unavailable
+            }
+        }
+    }
+}
+
+impl From<deadpool_postgres::PoolError> for FeedError {
+    fn from(error: deadpool_postgres::PoolError) -> FeedError {
+        tracing::warn!(%error, "no connection to Postgres");
+        FeedError::Unavailable
+    }
+}
+
+/// Errors of the server that pass by themselves: connections, resources, restarts, locks.
+fn passing(code: &SqlState) -> bool {
+    matches!(code.code().get(..2), Some("08" | "40" | "53" | "55" | "57" | "58"))
+}
+
+/// Whether reading a value out of a row failed, rather than getting the row.
+fn is_ours(error: &tokio_postgres::Error) -> bool {
+    use std::error::Error;
+    let io = error.source().is_some_and(|source| source.is::<std::io::Error>());
+    !io && !error.is_closed() && error.source().is_some()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_passes_is_retryable_and_says_when() {
+        for error in [FeedError::Unavailable, FeedError::NotApplied(Duration::from_secs(2))] {
+            assert!(error.is_retryable());
+            assert!(error.problem().is_retryable());
+        }
+        assert!(!FeedError::Statement.problem().is_retryable());
+    }
+
+    #[test]
+    fn a_bad_cursor_says_how_to_go_on() {
+        let problem = FeedError::Cursor(TokenError::NotOurs).problem();
+        assert_eq!(problem.status(), 400);
+        assert!(problem.to_string().contains("starts anew"), "{problem}");
+    }
+}

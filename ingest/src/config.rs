@@ -1,0 +1,39 @@
+//! What can be set about taking batches. Every default is right for one gateway of a few cores; the names and units
+//! stand in the settings table. Must not know where a value came from.
+
+use std::time::Duration;
+
+/// How batches are taken.
+#[derive(Debug, Clone)]
+pub struct IngestConfig {
+    /// What stands before every topic's name.
+    pub topic_prefix: String,
+    /// For how long a claim holds without being renewed. It is renewed while its gateway lives, so this is how long
+    /// a key stays shut after a crash. Two gateways that append one batch do no harm (the events have the same ids),
+    /// so it may be short.
+    pub lease: Duration,
+    /// For how long the log may take to acknowledge a batch; the producer's own setting.
+    pub delivery_timeout: Duration,
+    /// For how long a key and its answer are kept.
+    pub key_ttl: Duration,
+    /// How long Postgres may take for one statement before a batch goes on without it.
+    pub claim_timeout: Duration,
+    /// Bytes of bodies being worked on at once, each batch counted with 32 KiB at least; beyond that, 503.
+    pub in_flight_bytes: usize,
+    /// Bytes of records that wait for Postgres to come back; beyond that, the oldest are dropped.
+    pub backlog_bytes: usize,
+}
+
+impl Default for IngestConfig {
+    fn default() -> Self {
+        IngestConfig {
+            topic_prefix: String::new(),
+            lease: Duration::from_secs(10),
+            delivery_timeout: Duration::from_secs(10),
+            key_ttl: Duration::from_secs(24 * 3600),
+            claim_timeout: Duration::from_millis(500),
+            in_flight_bytes: 32 << 20,
+            backlog_bytes: 16 << 20,
+        }
+    }
+}

@@ -1,0 +1,146 @@
+//! Why a batch is not taken. Each variant knows its HTTP status and whether a retry helps; the texts are for whoever
+//! wrote the client and hold nothing of SQL, brokers or other tenants. What went wrong inside is logged where it does.
+
+use http::StatusCode;
+use tidelog_events::batch::BatchError;
+use tidelog_http::Problem;
+
+/// Why a batch is not taken.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum IngestError {
+    /// The body is no batch.
+    #[error(transparent)]
+    NoBatch(#[from] BatchError),
+    /// Neither body nor token says which device posts.
+    #[error("client_id is missing: the id of the device, since the token is not bound to one")]
+    NoDevice,
+    /// The body names another device than the token.
+    #[error("client_id is another device than the token was given to")]
+    OtherDevice,
+    /// The key is known for another body.
+    #[error("this idempotency key was used for another batch; a new batch needs a new key")]
+    OtherBody,
+    /// The same batch is being taken now.
+    #[error("the same batch is being taken right now; its answer will be there soon")]
+    InFlight {
+        /// Seconds until asking again helps.
+        retry_after: u32,
+    },
+    /// More batches are being taken than this gateway holds.
+    #[error("too many batches are being taken at once")]
+    Overloaded,
+    /// The producer's queue is full: the log takes less than comes in, or nothing.
+    #[error("the log does not keep up")]
+    QueueFull,
+    /// The log did not acknowledge all items in time.
+    #[error("the log did not acknowledge the batch; send it again, nothing happens twice")]
+    Undelivered,
+    /// A defect of the service.
+    #[error("the batch could not be taken")]
+    Internal,
+}
+
+impl IngestError {
+    /// The status of the answer.
+    pub fn status(&self) -> StatusCode {
+        match self {
+            IngestError::NoBatch(error) => {
+                StatusCode::from_u16(error.status()).unwrap_or(StatusCode::BAD_REQUEST)
+            }
+            IngestError::NoDevice => StatusCode::BAD_REQUEST,
+            IngestError::OtherDevice => StatusCode::FORBIDDEN,
+            IngestError::OtherBody => StatusCode::UNPROCESSABLE_ENTITY,
+            IngestError::InFlight { .. } => StatusCode::CONFLICT,
+            IngestError::Overloaded | IngestError::QueueFull | IngestError::Undelivered => {
+                StatusCode::SERVICE_UNAVAILABLE
+            }
+            IngestError::Internal => StatusCode::INTERNAL_SERVER_ERROR,
+        }
+    }
+
+    /// Seconds after which the same request may succeed; none where it never will.
+    pub fn retry_after(&self) -> Option<u32> {
+        match self {
+            IngestError::InFlight { retry_after } => Some(*retry_after),
+            IngestError::Overloaded | IngestError::QueueFull => Some(1),
+            IngestError::Undelivered => Some(2),
+            _ => None,
+        }
+    }
+}
+
+impl From<IngestError> for Problem {
+    fn from(error: IngestError) -> Problem {
+        let detail = error.to_string();
+        let retry_after = error.retry_after().unwrap_or(1);
+        match &error {
+            IngestError::NoBatch(BatchError::TooMany { .. }) => Problem::payload_too_large(detail),
+            IngestError::NoBatch(BatchError::Malformed { line, column, .. }) => {
+                Problem::bad_request(detail).with("line", *line).with("column", *column)
+            }
+            IngestError::NoBatch(BatchError::Member(_)) | IngestError::NoDevice => Problem::bad_request(detail),
+            IngestError::OtherDevice => Problem::forbidden(detail),
+            IngestError::OtherBody => Problem::unprocessable(
+                "idempotency-key-reused",
+                "The idempotency key belongs to another request",
+                detail,
+            ),
+            IngestError::InFlight { .. } => Problem::in_flight(detail, retry_after),
+            IngestError::Overloaded | IngestError::QueueFull | IngestError::Undelivered => {
+                Problem::unavailable(detail, retry_after)
+            }
+            IngestError::Internal => Problem::internal(),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn every_error_has_its_status_and_says_whether_a_retry_helps() {
+        let malformed = BatchError::Malformed {
+            line: 2,
+            column: 7,
+            message: "x".into(),
+        };
+        let too_many = BatchError::TooMany {
+            field: "entries",
+            count: 1001,
+        };
+        for (error, status, retry) in [
+            (malformed.into(), 400, None),
+            (BatchError::Member("entries is missing".into()).into(), 400, None),
+            (too_many.into(), 413, None),
+            (IngestError::NoDevice, 400, None),
+            (IngestError::OtherDevice, 403, None),
+            (IngestError::OtherBody, 422, None),
+            (IngestError::InFlight { retry_after: 3 }, 409, Some(3)),
+            (IngestError::Overloaded, 503, Some(1)),
+            (IngestError::QueueFull, 503, Some(1)),
+            (IngestError::Undelivered, 503, Some(2)),
+            (IngestError::Internal, 500, None),
+        ] {
+            assert_eq!((error.status().as_u16(), error.retry_after()), (status, retry), "{error:?}");
+            let problem = Problem::from(error.clone());
+            assert_eq!(problem.status(), error.status(), "{error:?}");
+            assert_eq!(problem.is_retryable(), retry.is_some(), "{error:?}");
+            let response: http::Response<bytes::Bytes> = problem.to_response();
+            let header = response.headers().get("retry-after").map(|value| value.to_str().expect("text").to_owned());
+            assert_eq!(header, retry.map(|seconds| seconds.to_string()), "{error:?}");
+        }
+    }
+
+    #[test]
+    fn what_is_not_json_is_told_where() {
+        let error = BatchError::Malformed {
+            line: 2,
+            column: 7,
+            message: "the body is not a batch in JSON".into(),
+        };
+        let document: serde_json::Value =
+            serde_json::from_slice(&Problem::from(IngestError::from(error)).to_bytes()).expect("JSON");
+        assert_eq!((&document["line"], &document["column"]), (&2.into(), &7.into()));
+    }
+}

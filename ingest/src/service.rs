@@ -1,0 +1,330 @@
+//! Takes a batch: the order of the steps, and which of them go on when the phone hangs up. Claim, append and record
+//! run in a task of their own, because an HTTP framework drops a handler whose client is gone; waiting for outcomes
+//! does not, since the next retry finds the batch where this one left it. Must not know HTTP beyond the caller.
+
+use crate::answer::{Answers, Taken};
+use crate::append;
+use crate::claim::{Claim, Claiming, Stored};
+use crate::config::IngestConfig;
+use crate::error::IngestError;
+use crate::incoming::{Identity, Incoming};
+use crate::judge::{Clock, judge};
+use crate::ledger::Ledger;
+use crate::producer::{Producer, Sending};
+use crate::record::Record;
+use chrono::{DateTime, SubsecRound, Utc};
+use deadpool_postgres::Pool;
+use std::sync::Arc;
+use std::time::Duration;
+use tidelog_events::answer::RefusedItem;
+use tidelog_events::domain::Registry;
+use tidelog_events::envelope::Stamp;
+use tidelog_events::outcome::FindOutcomes;
+use tidelog_events::position::{Appended, Positions};
+use tidelog_events::receipt::Receipt;
+use tokio::runtime::{Handle, RuntimeFlavor};
+use tokio::sync::{OwnedSemaphorePermit, Semaphore, watch};
+use tokio::time::Instant;
+use tracing::Instrument;
+
+pub use crate::answer::Reply;
+pub use crate::incoming::Post;
+
+/// What a batch counts at least, so that many small ones are bounded too.
+const LEAST_WEIGHT: usize = 32 * 1024;
+
+/// Bodies above this are parsed and judged off the async worker: beyond it, other requests would feel it.
+const HEAVY: usize = 128 * 1024;
+
+/// What the write side is made of.
+pub struct IngestParts<F> {
+    /// The domains served.
+    pub registry: Arc<Registry>,
+    /// Connections whose search path begins with the service's schema.
+    pub pool: Pool,
+    /// The way into the log.
+    pub producer: Arc<Producer>,
+    /// How far the projection has come.
+    pub positions: watch::Receiver<Arc<Positions>>,
+    /// What became of items.
+    pub outcomes: F,
+    /// Settings.
+    pub config: IngestConfig,
+}
+
+/// The write side.
+pub struct Ingest<F> {
+    registry: Arc<Registry>,
+    producer: Arc<Producer>,
+    ledger: Arc<Ledger>,
+    answers: Answers<F>,
+    topic_prefix: String,
+    /// In units of [`LEAST_WEIGHT`].
+    room: Arc<Semaphore>,
+    room_total: u32,
+}
+
+/// Where claim, append and record leave a batch.
+enum Outcome {
+    /// In the log; to be answered when the projection has it.
+    Open(Taken),
+    /// In the log, and Postgres is away: nothing to wait for.
+    Unrecorded(Taken),
+    /// Answered for good.
+    Answered(Stored, bool),
+}
+
+/// A batch as the log has it.
+struct Logged {
+    items: usize,
+    appended_items: u32,
+    appended: Appended,
+    refused: Vec<RefusedItem>,
+}
+
+impl<F: FindOutcomes> Ingest<F> {
+    /// Puts it together. Neither Kafka nor Postgres needs to be there yet.
+    pub fn new(parts: IngestParts<F>) -> Arc<Ingest<F>> {
+        let IngestParts {
+            registry,
+            pool,
+            producer,
+            positions,
+            outcomes,
+            config,
+        } = parts;
+        let ledger = Arc::new(Ledger::new(pool, &config));
+        let room_total = u32::try_from(config.in_flight_bytes / LEAST_WEIGHT).unwrap_or(u32::MAX).max(1);
+        Arc::new(Ingest {
+            registry,
+            producer,
+            answers: Answers {
+                positions,
+                outcomes,
+                ledger: ledger.clone(),
+            },
+            ledger,
+            topic_prefix: config.topic_prefix,
+            room: Arc::new(Semaphore::new(room_total as usize)),
+            room_total,
+        })
+    }
+
+    /// The domains served.
+    pub fn registry(&self) -> &Registry {
+        &self.registry
+    }
+
+    /// Records that wait for Postgres, and those dropped since the start because too many did.
+    pub fn backlog(&self) -> (usize, u64) {
+        self.ledger.backlog.counts()
+    }
+
+    /// Takes a batch, waiting for outcomes until `wait` is over.
+    pub async fn post(self: &Arc<Self>, post: Post, wait: Duration) -> Result<Reply, IngestError> {
+        let deadline = Instant::now() + wait;
+        // Postgres keeps microseconds; an answer made from what it kept must say the same.
+        let arrival = Utc::now().trunc_subsecs(6);
+        let room = self.admit(post.body.len())?;
+        let ingest = self.clone();
+        let task = async move {
+            let outcome = ingest.take(&post, arrival).await;
+            drop(room);
+            outcome
+        };
+        let task = tokio::spawn(task.in_current_span());
+        let outcome = task.await.map_err(|error| {
+            tracing::error!(%error, "taking a batch ended unexpectedly");
+            IngestError::Internal
+        })??;
+        Ok(match outcome {
+            Outcome::Open(taken) => self.answers.conclude(taken, deadline).await,
+            Outcome::Unrecorded(taken) => taken.accepted(),
+            Outcome::Answered(Stored { status, body }, replayed) => Reply::Final {
+                status,
+                body,
+                replayed,
+            },
+        })
+    }
+
+    /// Waits until every batch that was begun is in the log and recorded, up to `patience`; answers whether all are.
+    /// For shutdown, after the last request was accepted.
+    pub async fn drain(&self, patience: Duration) -> bool {
+        let deadline = Instant::now() + patience;
+        let idle = tokio::time::timeout_at(deadline, self.room.acquire_many(self.room_total)).await;
+        let flushed = self.producer.flush(deadline.saturating_duration_since(Instant::now())).await;
+        while self.backlog().0 > 0 && Instant::now() < deadline {
+            tokio::time::sleep(Duration::from_millis(50)).await;
+        }
+        idle.is_ok() && flushed && self.backlog().0 == 0
+    }
+
+    fn admit(&self, bytes: usize) -> Result<OwnedSemaphorePermit, IngestError> {
+        let weight = u32::try_from(bytes.div_ceil(LEAST_WEIGHT)).unwrap_or(u32::MAX);
+        // One body larger than all the room is still taken, alone.
+        let weight = weight.clamp(1, self.room_total);
+        self.room
+            .clone()
+            .try_acquire_many_owned(weight)
+            .map_err(|_| IngestError::Overloaded)
+    }
+
+    /// Claim, append, record.
+    async fn take(&self, post: &Post, arrival: DateTime<Utc>) -> Result<Outcome, IngestError> {
+        let incoming = heavy(post.body.len(), || Incoming::of(post))?;
+        let claim = match self.ledger.claim(&incoming.identity).await {
+            Claiming::Claimed(claim) => Some(claim),
+            Claiming::Unavailable => None,
+            Claiming::Replay(answer) => return Ok(Outcome::Answered(answer, true)),
+            Claiming::Pending { receipt } => return Ok(self.resume(post, incoming.identity, receipt, arrival).await),
+            Claiming::InFlight => return Err(IngestError::InFlight { retry_after: 1 }),
+            Claiming::OtherBody => return Err(IngestError::OtherBody),
+        };
+        let clock = Clock {
+            arrival,
+            sent_at: incoming.sent_at,
+        };
+        let appending = self.append(post, &incoming, &clock);
+        let logged = match &claim {
+            Some(claim) => claim.hold(appending).await,
+            None => appending.await,
+        };
+        match logged {
+            Ok(logged) => Ok(self.record(post, incoming.identity, claim, arrival, logged).await),
+            Err(error) => {
+                if let Some(claim) = claim {
+                    claim.release().await;
+                }
+                Err(error)
+            }
+        }
+    }
+
+    /// Judges the items, hands over the good ones, and waits until the log has them all.
+    async fn append(&self, post: &Post, incoming: &Incoming<'_>, clock: &Clock) -> Result<Logged, IngestError> {
+        let handed_over = heavy(post.body.len(), || self.hand_over(post, incoming, clock));
+        let (refused, sending) = handed_over?;
+        let appended = match sending {
+            Some(sending) => sending.delivered().await?,
+            None => Appended::default(),
+        };
+        let items = incoming.entries.len();
+        Ok(Logged {
+            items,
+            // At most `MAX_ENTRIES`.
+            appended_items: (items - refused.len()) as u32,
+            appended,
+            refused,
+        })
+    }
+
+    fn hand_over(
+        &self,
+        post: &Post,
+        incoming: &Incoming<'_>,
+        clock: &Clock,
+    ) -> Result<(Vec<RefusedItem>, Option<Sending<'_>>), IngestError> {
+        let judged = judge(&post.domain, incoming, clock);
+        if judged.accepted.is_empty() {
+            return Ok((judged.refused, None));
+        }
+        let identity = &incoming.identity;
+        let stamp = Stamp::new(
+            identity.tenant.clone(),
+            identity.user.clone(),
+            identity.device.clone(),
+            post.caller.role,
+            None,
+            identity.batch,
+        );
+        let sending = self.producer.begin()?;
+        append::hand_over(&sending, &stamp, &self.topic_prefix, &judged.accepted)?;
+        Ok((judged.refused, Some(sending)))
+    }
+
+    async fn record(
+        &self,
+        post: &Post,
+        identity: Identity,
+        claim: Option<Claim>,
+        arrival: DateTime<Utc>,
+        logged: Logged,
+    ) -> Outcome {
+        let receipt = Receipt {
+            batch: identity.batch,
+            appended_items: logged.appended_items,
+            appended: logged.appended.clone(),
+        };
+        let taken = Taken {
+            domain: post.domain.clone(),
+            receipt: receipt.seal(&identity.tenant),
+            identity,
+            received_at: arrival,
+            appended_items: logged.appended_items,
+            appended: logged.appended,
+            refused: logged.refused,
+            replayed: false,
+        };
+        // Where nothing reached the log, nothing is to come.
+        let answer = (taken.appended_items == 0).then(|| Stored {
+            status: 200,
+            body: taken.compose(&[], false),
+        });
+        let record = Record {
+            identity: taken.identity.clone(),
+            domain: post.domain.name.clone(),
+            received_at: arrival,
+            items: logged.items as u32,
+            appended_items: taken.appended_items,
+            appended: taken.appended.clone(),
+            refused: taken.refused.clone(),
+            receipt: taken.receipt.clone(),
+            answer: answer.clone(),
+        };
+        let recorded = self.ledger.record(&record).await;
+        if let Some(claim) = claim {
+            claim.finish();
+        }
+        match (recorded, answer) {
+            (Ok(stored), Some(answer)) => Outcome::Answered(stored.unwrap_or(answer), false),
+            (Ok(_), None) => Outcome::Open(taken),
+            (Err(_), answer) => {
+                self.ledger.record_later(record);
+                answer.map_or(Outcome::Unrecorded(taken), |answer| Outcome::Answered(answer, false))
+            }
+        }
+    }
+
+    /// A batch that was appended by an earlier request.
+    async fn resume(&self, post: &Post, identity: Identity, receipt: String, arrival: DateTime<Utc>) -> Outcome {
+        let recalled = self.ledger.recall(&identity).await.ok().flatten();
+        let known = recalled.is_some();
+        let (received_at, appended_items, appended, refused) = match recalled {
+            Some(kept) => (kept.received_at, kept.appended_items, kept.appended, kept.refused),
+            None => (arrival, 0, Appended::default(), Vec::new()),
+        };
+        let taken = Taken {
+            domain: post.domain.clone(),
+            identity,
+            receipt,
+            received_at,
+            appended_items,
+            appended,
+            refused,
+            replayed: true,
+        };
+        // Without its record nothing can be composed now; the receipt still finds everything later.
+        if known { Outcome::Open(taken) } else { Outcome::Unrecorded(taken) }
+    }
+}
+
+/// Runs what takes CPU in proportion to a body, without starving other requests where the body is large.
+fn heavy<T>(bytes: usize, work: impl FnOnce() -> T) -> T {
+    let may_move = Handle::try_current().is_ok_and(|on| on.runtime_flavor() == RuntimeFlavor::MultiThread);
+    if bytes > HEAVY && may_move {
+        tokio::task::block_in_place(work)
+    } else {
+        work()
+    }
+}

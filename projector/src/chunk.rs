@@ -1,0 +1,256 @@
+//! A chunk of a topic's log, folded in memory: which records its events need, and everything that they leave behind.
+//! The records are given by the store and the results taken by it; nothing here knows how. Folding a history in one
+//! chunk or in many gives the same rows, feed and outcomes.
+
+use crate::event::Arrived;
+use crate::fold::{Conflict, Folded, Step, fold, follow_parent};
+use crate::state::{Record, RecordKey, State};
+use chrono::{DateTime, Utc};
+use std::collections::{BTreeSet, HashMap};
+use std::sync::Arc;
+use tidelog_events::domain::{Domain, Registry};
+use tidelog_events::item::Operation;
+use tidelog_events::outcome::{Change, Outcome};
+use uuid::Uuid;
+
+/// The records that a chunk touches.
+#[derive(Debug, Default)]
+pub struct World {
+    /// By key; a record that never existed has no state.
+    pub records: HashMap<RecordKey, Record>,
+    /// From a parent to its children's keys.
+    pub children: HashMap<RecordKey, BTreeSet<RecordKey>>,
+}
+
+/// One row of a feed.
+#[derive(Debug, Clone)]
+pub struct FeedRow {
+    /// The record.
+    pub record: RecordKey,
+    /// `create`, `update`, `delete`, or `audience` where only who sees it changed.
+    pub operation: &'static str,
+    /// What happened.
+    pub step: Arc<Step>,
+    /// The event's item: batch, index, base, content.
+    pub batch_id: Uuid,
+    /// Its index in the batch.
+    pub batch_index: i32,
+    /// The base version that the device had.
+    pub base_version: i64,
+    /// The item's content, nil where the row is no item's.
+    pub item_hash: Uuid,
+    /// The conflict that this change decided, where it did.
+    pub conflict_id: Option<Uuid>,
+}
+
+/// One row of `outcomes`.
+#[derive(Debug, Clone)]
+pub struct OutcomeRow {
+    /// The event.
+    pub arrived: Arc<Arrived>,
+    /// What became of it.
+    pub outcome: Outcome,
+}
+
+/// One row of `conflicts`.
+#[derive(Debug, Clone)]
+pub struct ConflictRow {
+    /// The conflict's id.
+    pub conflict_id: Uuid,
+    /// The event.
+    pub arrived: Arc<Arrived>,
+    /// The two sides.
+    pub conflict: Box<Conflict>,
+}
+
+/// Everything that a chunk leaves behind.
+#[derive(Debug, Default)]
+pub struct Results {
+    /// The records that changed, by domain's table, as they end.
+    pub changed: BTreeSet<RecordKey>,
+    /// Feed rows in the order of the log.
+    pub feed: Vec<FeedRow>,
+    /// What did not apply.
+    pub outcomes: Vec<OutcomeRow>,
+    /// Conflicts.
+    pub conflicts: Vec<ConflictRow>,
+}
+
+/// Which pasts a chunk needs beside the states, and for each the version after which it is needed.
+pub fn needed_pasts(events: &[Arc<Arrived>], world: &World) -> HashMap<RecordKey, i64> {
+    let mut needed: HashMap<RecordKey, i64> = HashMap::new();
+    for arrived in events {
+        let key = arrived.record();
+        let state = world.records.get(&key).and_then(|record| record.state.as_ref());
+        if let Some(after) = past_needed_after(state, arrived) {
+            let least = needed.entry(key).or_insert(after);
+            *least = after.min(*least);
+        }
+    }
+    needed
+}
+
+/// Whether an event may be a repeat of one that the record's past tells of, and how far back that may be. On the normal
+/// path none is: an event whose base is the record's version was not applied before, or the record would have moved
+/// on. Only a base that was ahead, or a deletion without effect, leaves a version where a repeat would meet it again.
+fn past_needed_after(state: Option<&State>, arrived: &Arrived) -> Option<i64> {
+    let event = &arrived.event;
+    let Some(state) = state else {
+        return (event.operation == Operation::Delete).then_some(0);
+    };
+    if !arrived.domain.is_entity() || event.base <= state.ahead_base && state.ahead_base > 0 {
+        return Some(0);
+    }
+    (event.base < state.version || event.operation == Operation::Delete).then_some(event.base)
+}
+
+/// Folds events in the order of the log.
+pub fn fold_chunk(registry: &Registry, world: &mut World, events: &[Arc<Arrived>]) -> Results {
+    let mut results = Results::default();
+    for arrived in events {
+        let key = arrived.record();
+        let parent_key = arrived.parent_record(registry);
+        let folded = {
+            let parent_domain = arrived
+                .domain
+                .parent
+                .as_ref()
+                .and_then(|parent| registry.by_name(&parent.domain));
+            let parent_state = parent_key
+                .as_ref()
+                .and_then(|key| world.records.get(key))
+                .and_then(|record| record.state.as_ref());
+            let parent = parent_state.zip(parent_domain.map(|domain| &domain.visibility));
+            let nothing = Record::default();
+            fold(world.records.get(&key).unwrap_or(&nothing), parent, arrived)
+        };
+        match folded {
+            Folded::Repeat => {}
+            Folded::NotApplied { outcome, conflict } => {
+                not_applied(world, &mut results, arrived, &key, outcome, conflict)
+            }
+            Folded::Applied(step) => {
+                applied(world, &mut results, arrived, &key, *step);
+                if let Some(parent) = parent_key {
+                    world.children.entry(parent).or_default().insert(key.clone());
+                }
+                move_children(world, &mut results, arrived, &key);
+            }
+        }
+    }
+    results
+}
+
+fn not_applied(
+    world: &mut World,
+    results: &mut Results,
+    arrived: &Arc<Arrived>,
+    key: &RecordKey,
+    outcome: Outcome,
+    conflict: Option<Box<Conflict>>,
+) {
+    let record = world.records.entry(key.clone()).or_default();
+    record.past.note(
+        arrived.key(),
+        repeatable(&outcome).then_some(arrived.content),
+        outcome.clone(),
+    );
+    if let (Outcome::Conflict { conflict_id, .. }, Some(conflict)) = (&outcome, conflict) {
+        results.conflicts.push(ConflictRow {
+            conflict_id: *conflict_id,
+            arrived: arrived.clone(),
+            conflict,
+        });
+    }
+    results.outcomes.push(OutcomeRow {
+        arrived: arrived.clone(),
+        outcome,
+    });
+}
+
+/// Whether a repeat of the same item under another batch is answered with this outcome: a refusal is judged anew, and
+/// a duplicate leads to the first anyway.
+pub fn repeatable(outcome: &Outcome) -> bool {
+    matches!(
+        outcome,
+        Outcome::Conflict { .. } | Outcome::NoEffect { .. } | Outcome::Applied { .. }
+    )
+}
+
+fn applied(world: &mut World, results: &mut Results, arrived: &Arc<Arrived>, key: &RecordKey, step: Step) {
+    let outcome = Outcome::Applied {
+        change: step.change,
+        version: step.state.version,
+    };
+    let record = world.records.entry(key.clone()).or_default();
+    record.past.note(arrived.key(), Some(arrived.content), outcome);
+    record.state = Some(step.state.clone());
+    results.changed.insert(key.clone());
+    results.feed.push(FeedRow {
+        record: key.clone(),
+        operation: operation_name(step.change),
+        step: Arc::new(step),
+        batch_id: arrived.event.batch.0,
+        batch_index: arrived.event.index as i32,
+        base_version: arrived.event.base,
+        item_hash: arrived.content,
+        conflict_id: None,
+    });
+}
+
+fn operation_name(change: Change) -> &'static str {
+    match change {
+        Change::Created => "create",
+        Change::Updated => "update",
+        Change::Deleted => "delete",
+    }
+}
+
+/// A record's change reaches those that hang on it: who sees them follows from it.
+fn move_children(world: &mut World, results: &mut Results, arrived: &Arc<Arrived>, key: &RecordKey) {
+    let Some(parent) = world.records.get(key).and_then(|record| record.state.clone()) else {
+        return;
+    };
+    let children: Vec<RecordKey> = world.children.get(key).into_iter().flatten().cloned().collect();
+    for child in children {
+        let Some(record) = world.records.get_mut(&child) else {
+            continue;
+        };
+        let Some(step) = record
+            .state
+            .as_ref()
+            .and_then(|state| follow_parent(state, &parent, arrived))
+        else {
+            continue;
+        };
+        record.state = Some(step.state.clone());
+        results.changed.insert(child.clone());
+        results.feed.push(FeedRow {
+            record: child,
+            operation: "audience",
+            step: Arc::new(step),
+            batch_id: arrived.event.batch.0,
+            batch_index: arrived.event.index as i32,
+            base_version: 0,
+            item_hash: Uuid::nil(),
+            conflict_id: None,
+        });
+    }
+}
+
+/// Where the fold of a partition stands.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Progress {
+    /// The next offset to take.
+    pub next_offset: i64,
+    /// The highest log time taken.
+    pub log_time: DateTime<Utc>,
+}
+
+/// The children of a parent hang in another table of the same topic.
+pub fn child_domains<'a>(registry: &'a Registry, parent: &Domain) -> impl Iterator<Item = &'a Arc<Domain>> {
+    let name = parent.name.clone();
+    registry
+        .iter()
+        .filter(move |domain| domain.parent.as_ref().is_some_and(|found| found.domain == name))
+}

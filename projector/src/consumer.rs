@@ -1,0 +1,430 @@
+//! The one Kafka consumer of a process: joins the group, hands records to the lanes, and follows rebalances. A thread
+//! of its own, because librdkafka's calls block. Where a partition starts is what Postgres says, never what the group's
+//! committed offsets say; those are kept for the tools that show lag. Knows nothing of events.
+
+use crate::ProjectorError;
+use crate::lane::{Owned, Progress, ToLane};
+use crate::ownership::{End, claim, heartbeat};
+use crate::retry::waits;
+use crate::session::Session;
+use chrono::Utc;
+use rdkafka::client::ClientContext;
+use rdkafka::config::ClientConfig;
+use rdkafka::consumer::{BaseConsumer, CommitMode, Consumer, ConsumerContext};
+use rdkafka::error::KafkaError;
+use rdkafka::message::{Message, OwnedMessage};
+use rdkafka::types::RDKafkaRespErr;
+use rdkafka::{Offset, TopicPartitionList};
+use std::collections::{BTreeMap, HashMap, VecDeque};
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::{Duration, Instant};
+use tokio::runtime::Handle;
+use tokio::sync::{mpsc, oneshot, watch};
+use tokio_postgres::Config;
+
+/// Records that wait for a lane before its partitions are paused.
+pub(crate) const LANE_QUEUE: usize = 2000;
+/// How long a rebalance waits for lanes to finish their chunk; a lane that takes longer is fenced off.
+const RELEASE_DEADLINE: Duration = Duration::from_secs(10);
+const POLL: Duration = Duration::from_millis(100);
+const HEARTBEAT: Duration = Duration::from_secs(1);
+
+/// What the consumer works with.
+pub(crate) struct ConsumerParts {
+    pub(crate) brokers: String,
+    pub(crate) group: String,
+    pub(crate) instance: String,
+    pub(crate) database: Config,
+    /// The lane of each topic.
+    pub(crate) lanes: HashMap<String, mpsc::Sender<ToLane>>,
+    pub(crate) progress: Progress,
+    pub(crate) shutdown: watch::Receiver<bool>,
+}
+
+/// Follows rebalances.
+struct Context {
+    runtime: Handle,
+    instance: String,
+    database: Config,
+    lanes: HashMap<String, mpsc::Sender<ToLane>>,
+    shutdown: watch::Receiver<bool>,
+    /// Records that their lane had no room for; its partitions are paused meanwhile.
+    stalled: Mutex<BTreeMap<String, VecDeque<OwnedMessage>>>,
+}
+
+impl ClientContext for Context {
+    fn error(&self, error: KafkaError, reason: &str) {
+        tracing::warn!(%error, reason, "the consumer's client");
+    }
+}
+
+impl ConsumerContext for Context {
+    fn rebalance(
+        &self,
+        consumer: &BaseConsumer<Self>,
+        error: RDKafkaRespErr,
+        partitions: &mut TopicPartitionList,
+    ) {
+        let result = match error {
+            RDKafkaRespErr::RD_KAFKA_RESP_ERR__ASSIGN_PARTITIONS => self.assigned(consumer, partitions),
+            RDKafkaRespErr::RD_KAFKA_RESP_ERR__REVOKE_PARTITIONS => {
+                self.revoked(partitions);
+                consumer.incremental_unassign(partitions)
+            }
+            other => {
+                tracing::error!(error = ?other, "a rebalance failed");
+                consumer.unassign()
+            }
+        };
+        if let Err(error) = result {
+            tracing::error!(%error, "the assignment could not be carried out");
+        }
+    }
+}
+
+impl Context {
+    /// Claims in Postgres what the group assigned, tells the lanes, and starts reading where Postgres stands.
+    fn assigned(
+        &self,
+        consumer: &BaseConsumer<Self>,
+        partitions: &TopicPartitionList,
+    ) -> Result<(), KafkaError> {
+        let mut start = TopicPartitionList::new();
+        for (topic, numbers) in by_topic(partitions) {
+            let Some(lane) = self.lanes.get(&topic) else {
+                continue;
+            };
+            let Some(owned) = self.claim(&topic, &numbers) else {
+                continue;
+            };
+            for owned in owned {
+                if beyond_the_end(consumer, &topic, &owned) {
+                    continue;
+                }
+                start.add_partition_offset(&topic, owned.partition, Offset::Offset(owned.next_offset))?;
+                tracing::info!(
+                    topic,
+                    partition = owned.partition,
+                    offset = owned.next_offset,
+                    epoch = owned.epoch,
+                    "owns"
+                );
+                // A lane that is gone ends with the process.
+                let _ = self.runtime.block_on(lane.send(ToLane::Own(owned)));
+            }
+        }
+        consumer.incremental_assign(&start)
+    }
+
+    /// Claims, however long Postgres is away; gives up only when the process shuts down.
+    fn claim(&self, topic: &str, partitions: &[i32]) -> Option<Vec<Owned>> {
+        self.runtime.block_on(async {
+            let mut shutdown = self.shutdown.clone();
+            for wait in waits() {
+                let attempt = async {
+                    let mut session = Session::connect(&self.database).await?;
+                    claim(&mut session, topic, partitions, &self.instance).await
+                };
+                match attempt.await {
+                    Ok(owned) => return Some(owned),
+                    Err(error) => tracing::warn!(%error, topic, ?wait, "partitions cannot be claimed yet"),
+                }
+                tokio::select! {
+                    _ = tokio::time::sleep(wait) => {}
+                    _ = shutdown.wait_for(|stop| *stop) => return None,
+                }
+            }
+            None
+        })
+    }
+
+    /// Has the lanes finish what they hold of these partitions.
+    fn revoked(&self, partitions: &TopicPartitionList) {
+        for (topic, numbers) in by_topic(partitions) {
+            let Some(lane) = self.lanes.get(&topic) else {
+                continue;
+            };
+            if let Some(stalled) = self
+                .stalled
+                .lock()
+                .unwrap_or_else(PoisonError::into_inner)
+                .get_mut(&topic)
+            {
+                stalled.retain(|record| !numbers.contains(&record.partition()));
+            }
+            let (done, finished) = oneshot::channel();
+            let released = self.runtime.block_on(async {
+                lane.send(ToLane::Release(numbers.clone(), done)).await.ok()?;
+                tokio::time::timeout(RELEASE_DEADLINE, finished).await.ok()
+            });
+            tracing::info!(topic, partitions = ?numbers, in_time = released.is_some(), "let go of");
+        }
+    }
+}
+
+fn by_topic(partitions: &TopicPartitionList) -> BTreeMap<String, Vec<i32>> {
+    let mut topics: BTreeMap<String, Vec<i32>> = BTreeMap::new();
+    for element in partitions.elements() {
+        topics
+            .entry(element.topic().to_owned())
+            .or_default()
+            .push(element.partition());
+    }
+    topics
+}
+
+/// A position behind the log's end means that the log was lost or made anew: reading it from its start would pass over
+/// every record below the position without a word, so the partition is not read at all.
+fn beyond_the_end(consumer: &BaseConsumer<Context>, topic: &str, owned: &Owned) -> bool {
+    match consumer.fetch_watermarks(topic, owned.partition, Duration::from_secs(10)) {
+        Ok((low, end)) if owned.next_offset > end => {
+            tracing::error!(
+                topic,
+                partition = owned.partition,
+                position = owned.next_offset,
+                low,
+                end,
+                "the position is beyond the end of the log: the topic was lost or made anew. The partition is not \
+                 read. Restore the topic, or point the service at an empty schema"
+            );
+            true
+        }
+        Ok((low, _)) if owned.next_offset < low => {
+            tracing::error!(
+                topic,
+                partition = owned.partition,
+                position = owned.next_offset,
+                low,
+                "the log begins after the position"
+            );
+            false
+        }
+        Ok(_) => false,
+        Err(error) => {
+            tracing::warn!(%error, topic, partition = owned.partition, "the log's end could not be asked for");
+            false
+        }
+    }
+}
+
+/// Runs the consumer until shutdown. Blocks: call it on a thread of its own.
+pub(crate) fn run(parts: ConsumerParts, runtime: Handle) -> Result<(), ProjectorError> {
+    let topics: Vec<String> = parts.lanes.keys().cloned().collect();
+    let context = Context {
+        runtime: runtime.clone(),
+        instance: parts.instance.clone(),
+        database: parts.database.clone(),
+        lanes: parts.lanes.clone(),
+        shutdown: parts.shutdown.clone(),
+        stalled: Mutex::default(),
+    };
+    let consumer: Arc<BaseConsumer<Context>> = Arc::new(client_config(&parts).create_with_context(context)?);
+    let names: Vec<&str> = topics.iter().map(String::as_str).collect();
+    consumer.subscribe(&names)?;
+    let pulse = runtime.spawn(pulse(
+        consumer.clone(),
+        parts.database.clone(),
+        parts.progress.clone(),
+        parts.shutdown.clone(),
+    ));
+    let mut committed = Instant::now();
+    while !*parts.shutdown.borrow() {
+        if let Some(polled) = consumer.poll(POLL) {
+            match polled {
+                Ok(message) => deliver(&consumer, message.detach()),
+                Err(error) => tracing::warn!(%error, "the consumer"),
+            }
+        }
+        flush_stalled(&consumer);
+        if committed.elapsed() > HEARTBEAT {
+            commit(&consumer, &parts.progress, CommitMode::Async);
+            committed = Instant::now();
+        }
+    }
+    // The lanes end their chunks by themselves at shutdown; what they wrote is in Postgres, so nothing is lost if the
+    // group's offsets lag behind.
+    commit(&consumer, &parts.progress, CommitMode::Sync);
+    consumer.unsubscribe();
+    pulse.abort();
+    Ok(())
+}
+
+fn client_config(parts: &ConsumerParts) -> ClientConfig {
+    let mut config = ClientConfig::new();
+    config
+        .set("bootstrap.servers", &parts.brokers)
+        .set("group.id", &parts.group)
+        .set("client.id", &parts.instance)
+        .set("enable.auto.commit", "false")
+        .set("enable.auto.offset.store", "false")
+        .set("auto.offset.reset", "earliest")
+        .set("partition.assignment.strategy", "cooperative-sticky")
+        .set("session.timeout.ms", "10000")
+        .set("heartbeat.interval.ms", "1000")
+        .set("max.poll.interval.ms", "300000")
+        .set("fetch.wait.max.ms", "500")
+        .set("fetch.min.bytes", "1")
+        // What is prefetched is memory of this process: bounded by bytes for all partitions together, nearly.
+        .set("queued.max.messages.kbytes", "4096")
+        .set("queued.min.messages", "2000")
+        .set("fetch.message.max.bytes", "1048576")
+        .set("socket.nagle.disable", "true")
+        .set("reconnect.backoff.ms", "50")
+        .set("reconnect.backoff.max.ms", "2000")
+        .set("topic.metadata.refresh.interval.ms", "30000");
+    config
+}
+
+/// Gives a record to its lane, or keeps it and pauses the lane's partitions.
+fn deliver(consumer: &BaseConsumer<Context>, record: OwnedMessage) {
+    let context = consumer.context();
+    let topic = record.topic().to_owned();
+    let Some(lane) = context.lanes.get(&topic) else {
+        return;
+    };
+    let mut stalled = context.stalled.lock().unwrap_or_else(PoisonError::into_inner);
+    if let Some(waiting) = stalled.get_mut(&topic) {
+        waiting.push_back(record);
+        return;
+    }
+    if let Err(mpsc::error::TrySendError::Full(ToLane::Record(record))) =
+        lane.try_send(ToLane::Record(Box::new(record)))
+    {
+        stalled.insert(topic.clone(), VecDeque::from([*record]));
+        drop(stalled);
+        pause(consumer, &topic, true);
+    }
+}
+
+/// Hands kept records on as lanes have room again.
+fn flush_stalled(consumer: &BaseConsumer<Context>) {
+    let context = consumer.context();
+    let mut resumed = Vec::new();
+    {
+        let mut stalled = context.stalled.lock().unwrap_or_else(PoisonError::into_inner);
+        stalled.retain(|topic, waiting| {
+            let Some(lane) = context.lanes.get(topic) else {
+                return false;
+            };
+            while let Some(record) = waiting.pop_front() {
+                if let Err(mpsc::error::TrySendError::Full(ToLane::Record(record))) =
+                    lane.try_send(ToLane::Record(Box::new(record)))
+                {
+                    waiting.push_front(*record);
+                    return true;
+                }
+            }
+            // Reading goes on when half of the queue is free, so that it is not stopped again at once.
+            if lane.capacity() < LANE_QUEUE / 2 {
+                return true;
+            }
+            resumed.push(topic.clone());
+            false
+        });
+    }
+    for topic in resumed {
+        pause(consumer, &topic, false);
+    }
+}
+
+fn pause(consumer: &BaseConsumer<Context>, topic: &str, pause: bool) {
+    let result = consumer.assignment().and_then(|assigned| {
+        let mut partitions = TopicPartitionList::new();
+        for element in assigned.elements_for_topic(topic) {
+            partitions.add_partition(topic, element.partition());
+        }
+        if pause {
+            consumer.pause(&partitions)
+        } else {
+            consumer.resume(&partitions)
+        }
+    });
+    if let Err(error) = result {
+        tracing::warn!(%error, topic, pause, "a topic could not be paused or resumed");
+    }
+}
+
+/// Commits the applied positions to the group, for the tools that show its lag.
+fn commit(consumer: &BaseConsumer<Context>, progress: &Progress, mode: CommitMode) {
+    let mut offsets = TopicPartitionList::new();
+    for ((topic, partition), owned) in progress.lock().unwrap_or_else(PoisonError::into_inner).iter() {
+        // A partition is listed once, so adding it cannot fail.
+        let _ = offsets.add_partition_offset(topic, *partition, Offset::Offset(owned.next_offset));
+    }
+    if offsets.count() > 0
+        && let Err(error) = consumer.commit(&offsets, mode)
+    {
+        tracing::debug!(%error, "the group's offsets were not committed");
+    }
+}
+
+/// Every second: where the log ends, so that a partition at its end counts as applied up to now.
+async fn pulse(
+    consumer: Arc<BaseConsumer<Context>>,
+    database: Config,
+    progress: Progress,
+    mut shutdown: watch::Receiver<bool>,
+) {
+    let mut session: Option<Session> = None;
+    loop {
+        tokio::select! {
+            _ = tokio::time::sleep(HEARTBEAT) => {}
+            _ = shutdown.wait_for(|stop| *stop) => return,
+        }
+        let owned: Vec<((String, i32), Owned)> = progress
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+            .iter()
+            .map(|(at, owned)| (at.clone(), owned.clone()))
+            .collect();
+        if owned.is_empty() {
+            continue;
+        }
+        let asked_at = Utc::now();
+        let asking = consumer.clone();
+        let ends = match tokio::task::spawn_blocking(move || ends(&asking, owned)).await {
+            Ok(Ok(ends)) => ends,
+            Ok(Err(error)) => {
+                tracing::debug!(%error, "the log's ends could not be asked for");
+                continue;
+            }
+            Err(_) => return,
+        };
+        if session.is_none() {
+            session = Session::connect(&database).await.ok();
+        }
+        if let Some(open) = &mut session
+            && let Err(error) = heartbeat(open, &ends, asked_at).await
+        {
+            tracing::debug!(%error, "the positions' heartbeat was not written");
+            session = None;
+        }
+    }
+}
+
+/// One ListOffsets request a broker, whatever the number of partitions.
+fn ends(
+    consumer: &BaseConsumer<Context>,
+    owned: Vec<((String, i32), Owned)>,
+) -> Result<Vec<End>, KafkaError> {
+    let mut ask = TopicPartitionList::new();
+    let mut epochs = HashMap::new();
+    for ((topic, partition), owned) in owned {
+        ask.add_partition_offset(&topic, partition, Offset::End)?;
+        epochs.insert((topic, partition), owned.epoch);
+    }
+    let answered = consumer.offsets_for_times(ask, Duration::from_secs(5))?;
+    let mut ends = Vec::new();
+    for element in answered.elements() {
+        let at = (element.topic().to_owned(), element.partition());
+        if let (Offset::Offset(end_offset), Some(epoch)) = (element.offset(), epochs.get(&at)) {
+            ends.push(End {
+                topic: at.0,
+                partition: at.1,
+                epoch: *epoch,
+                end_offset,
+            });
+        }
+    }
+    Ok(ends)
+}

@@ -1,0 +1,43 @@
+//! What can go wrong while the log is projected. Every variant says whether waiting helps: a database or broker that is
+//! away does come back, a partition that was lost does not.
+
+/// Why a projector, or one of its lanes, stopped or has to wait.
+#[derive(Debug, thiserror::Error)]
+pub enum ProjectorError {
+    /// Postgres is away or refused a statement.
+    #[error("Postgres: {0}")]
+    Postgres(#[from] tokio_postgres::Error),
+    /// Kafka is away or refused a call.
+    #[error("Kafka: {0}")]
+    Kafka(#[from] rdkafka::error::KafkaError),
+    /// Another worker owns a partition that this one meant to write.
+    #[error("another worker owns a partition of this chunk")]
+    Fenced,
+    /// A row in Postgres is not what the fold wrote there.
+    #[error("a stored row cannot be read: {0}")]
+    Stored(String),
+    /// The consumer's thread ended.
+    #[error("the consumer stopped: {0}")]
+    Consumer(String),
+}
+
+impl ProjectorError {
+    /// Whether the data is what Postgres refuses, so that trying the same again cannot help (classes 22 and 23).
+    pub fn is_data(&self) -> bool {
+        let ProjectorError::Postgres(error) = self else {
+            return false;
+        };
+        error
+            .code()
+            .is_some_and(|code| code.code().starts_with("22") || code.code().starts_with("23"))
+    }
+
+    /// Whether the same may succeed later.
+    pub fn is_transient(&self) -> bool {
+        match self {
+            ProjectorError::Postgres(_) => !self.is_data(),
+            ProjectorError::Kafka(_) => true,
+            ProjectorError::Fenced | ProjectorError::Stored(_) | ProjectorError::Consumer(_) => false,
+        }
+    }
+}

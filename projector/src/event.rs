@@ -1,0 +1,169 @@
+//! A record of the log, made ready for the fold: headers read, value parsed, content hashed. What cannot be read is
+//! told apart here, so that the fold only ever sees events.
+
+use crate::state::{Doc, EventKey, RecordKey};
+use chrono::{DateTime, Utc};
+use serde_json::Value;
+use sha2::{Digest, Sha256};
+use std::sync::Arc;
+use tidelog_events::domain::{Domain, Registry};
+use tidelog_events::envelope::{EnvelopeError, Event};
+use tidelog_events::item::Operation;
+use tidelog_events::json::hash_content;
+use tidelog_events::position::Place;
+use uuid::Uuid;
+
+/// An event with its value, its place and the log's time.
+#[derive(Debug, Clone)]
+pub struct Arrived {
+    /// The headers.
+    pub event: Event,
+    /// Its domain.
+    pub domain: Arc<Domain>,
+    /// The item.
+    pub item: Doc,
+    /// What tells the same item from another (DOMAINS: the same item).
+    pub content: Uuid,
+    /// The parent that the item names, for domains that have one.
+    pub parent: Option<Uuid>,
+    /// Where it lies.
+    pub place: Place,
+    /// The log's time, never lower than that of the record before it in the partition.
+    pub log_time: DateTime<Utc>,
+}
+
+/// Why a record is no event that can be folded.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum Unreadable {
+    /// The headers are not ours.
+    #[error("{0}")]
+    Envelope(#[from] EnvelopeError),
+    /// The value is not an object in JSON.
+    #[error("the value is not an object in JSON: {0}")]
+    Value(String),
+    /// The domain lives on another topic.
+    #[error("events of {0} do not belong on this topic")]
+    WrongTopic(String),
+    /// The operation is none that this domain's records know.
+    #[error("records of {table} know no operation {operation:?}")]
+    Operation {
+        /// The domain's table.
+        table: String,
+        /// The operation.
+        operation: &'static str,
+    },
+    /// The identity is not of the domain's kind.
+    #[error("the subject or parent is not a UUID: {0:?}")]
+    Identity(String),
+}
+
+impl Arrived {
+    /// Reads a record. `topic` is the topic's name without the deployment's prefix.
+    pub fn read<'a>(
+        registry: &Registry,
+        topic: &str,
+        headers: impl Iterator<Item = (&'a str, Option<&'a [u8]>)>,
+        value: Option<&[u8]>,
+        place: Place,
+        log_time: DateTime<Utc>,
+    ) -> Result<Arrived, Unreadable> {
+        let event = Event::from_headers(headers, registry)?;
+        let domain = registry
+            .by_table(&event.table)
+            .filter(|domain| domain.topic == topic)
+            .cloned();
+        let domain = domain.ok_or_else(|| Unreadable::WrongTopic(event.table.clone()))?;
+        let item = match serde_json::from_slice(value.unwrap_or_default()) {
+            Ok(Value::Object(item)) => item,
+            Ok(_) => return Err(Unreadable::Value("it is something else".into())),
+            Err(error) => return Err(Unreadable::Value(error.to_string())),
+        };
+        let appends = event.operation == Operation::Append;
+        if appends == domain.is_entity() || event.operation == Operation::Resolve {
+            return Err(Unreadable::Operation {
+                table: event.table,
+                operation: event.operation.as_str(),
+            });
+        }
+        if domain.is_entity() {
+            Uuid::try_parse(&event.subject).map_err(|_| Unreadable::Identity(event.subject.clone()))?;
+        }
+        let parent = match &domain.parent {
+            None => None,
+            Some(parent) => {
+                let text = item
+                    .get(&parent.field)
+                    .and_then(Value::as_str)
+                    .unwrap_or_default();
+                Some(
+                    Uuid::try_parse(text)
+                        .map_err(|_| Unreadable::Identity(text.chars().take(64).collect()))?,
+                )
+            }
+        };
+        let content = content_of(&event, &item);
+        Ok(Arrived {
+            event,
+            domain,
+            item,
+            content,
+            parent,
+            place,
+            log_time,
+        })
+    }
+
+    /// The record that it is about.
+    pub fn record(&self) -> RecordKey {
+        RecordKey {
+            table: self.domain.table.clone(),
+            tenant: self.event.tenant.as_str().to_owned(),
+            subject: self.event.subject.clone(),
+            parent: self.parent,
+        }
+    }
+
+    /// The record that its record hangs on, in the parent's table.
+    pub fn parent_record(&self, registry: &Registry) -> Option<RecordKey> {
+        let parent = self.domain.parent.as_ref()?;
+        let table = registry.by_name(&parent.domain)?.table.clone();
+        let tenant = self.event.tenant.as_str().to_owned();
+        Some(RecordKey {
+            table,
+            tenant,
+            subject: self.parent?.to_string(),
+            parent: None,
+        })
+    }
+
+    /// Its identity as an event: one item of one batch.
+    pub fn key(&self) -> EventKey {
+        (self.event.batch, self.event.index)
+    }
+
+    /// When the device did it: corrected by the gateway, never later than the log's time.
+    pub fn item_time(&self) -> DateTime<Utc> {
+        self.event.time.min(self.log_time)
+    }
+}
+
+/// Record, operation, user, base and the item's canonical form.
+fn content_of(event: &Event, item: &Doc) -> Uuid {
+    let mut hash = Sha256::new();
+    for part in [
+        event.tenant.as_str(),
+        &event.table,
+        &event.subject,
+        event.operation.as_str(),
+        event.user.as_str(),
+    ] {
+        hash.update((part.len() as u64).to_be_bytes());
+        hash.update(part.as_bytes());
+    }
+    hash.update(event.base.to_be_bytes());
+    hash_content(&mut hash, item);
+    let digest = hash.finalize();
+    let mut bytes = [0; 16];
+    bytes.copy_from_slice(&digest[..16]);
+    Uuid::from_bytes(bytes)
+}

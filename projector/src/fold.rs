@@ -1,0 +1,308 @@
+//! The meaning of the system: what an event does to a record. Pure: no clock, no I/O, no randomness; time is the
+//! log's, the policy is the event's. Which rules it follows is DOMAINS ("What every sync item carries", "Settled
+//! questions"); how states are stored and batched is not its business, so any batching gives the same.
+
+use crate::document::{Touched, judge, patch_of, touched, write_defaults};
+use crate::event::Arrived;
+use crate::state::{Doc, Record, State};
+use serde_json::Value;
+use tidelog_events::domain::{Audience, Kind, Reader};
+use tidelog_events::error::ItemError;
+use tidelog_events::item::Operation;
+use tidelog_events::json::merge_patch;
+use tidelog_events::outcome::{Change, Outcome, Winner};
+
+/// What an event does.
+#[derive(Debug, Clone, PartialEq)]
+pub enum Folded {
+    /// The same event was folded before: nothing at all.
+    Repeat,
+    /// The record's state changes.
+    Applied(Box<Step>),
+    /// It does not; the outcome is kept.
+    NotApplied {
+        /// What became of the item.
+        outcome: Outcome,
+        /// The two sides, where it was behind.
+        conflict: Option<Box<Conflict>>,
+    },
+}
+
+/// A change of a record.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Step {
+    /// The record afterwards.
+    pub state: State,
+    /// What it did.
+    pub change: Change,
+    /// Which members of the document it touched, and what they were before.
+    pub touched: Touched,
+    /// Who saw the record before, where the domain stores that.
+    pub audience_before: Option<Audience>,
+    /// The place of the record's change before this one.
+    pub previous_offset: Option<i64>,
+}
+
+/// An item that was behind its record, and the record as it met it.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Conflict {
+    /// The item's document: what the device wanted to change.
+    pub client_doc: Doc,
+    /// The record's document; none if it was deleted.
+    pub server_doc: Option<Doc>,
+    /// The record's version when the item met it.
+    pub server_version: i64,
+    /// The time of the record's last change.
+    pub server_time: chrono::DateTime<chrono::Utc>,
+    /// Whose state stands.
+    pub winner: Winner,
+    /// The record's version afterwards.
+    pub result_version: i64,
+}
+
+/// Folds one event into its record. `parent` is the record that it hangs on, where the domain has one and it exists.
+pub fn fold(
+    record: &Record,
+    parent: Option<(&State, &tidelog_events::domain::Visibility)>,
+    arrived: &Arrived,
+) -> Folded {
+    if record.past.of_event(arrived.key()).is_some() {
+        return Folded::Repeat;
+    }
+    if let Some(first) = record.past.of_content(arrived.content) {
+        return not_applied(Outcome::Duplicate {
+            first: Box::new(first.clone()),
+        });
+    }
+    match arrived.domain.kind {
+        Kind::Telemetry { replace } => fold_telemetry(record, arrived, replace),
+        Kind::Entity => fold_entity(record, parent, arrived),
+    }
+}
+
+fn fold_telemetry(record: &Record, arrived: &Arrived, replace: bool) -> Folded {
+    match &record.state {
+        Some(state) if !replace => {
+            let first = Outcome::Applied {
+                change: Change::Created,
+                version: state.version,
+            };
+            not_applied(Outcome::Duplicate {
+                first: Box::new(first),
+            })
+        }
+        state => {
+            let mut doc = patch_of(&arrived.domain, &arrived.item);
+            write_defaults(&arrived.domain, &mut doc);
+            apply(state.as_ref(), None, arrived, doc, false)
+        }
+    }
+}
+
+fn fold_entity(
+    record: &Record,
+    parent: Option<(&State, &tidelog_events::domain::Visibility)>,
+    arrived: &Arrived,
+) -> Folded {
+    let state = record.state.as_ref();
+    if !may_write(state, parent, arrived) {
+        return refused(ItemError::forbidden());
+    }
+    let gone = state.is_none_or(|state| state.deleted);
+    if arrived.event.operation == Operation::Delete && gone {
+        return not_applied(Outcome::NoEffect {
+            version: state.map(|state| state.version),
+        });
+    }
+    if let Some(state) = state.filter(|state| is_behind(state, arrived)) {
+        return conflict(state, arrived);
+    }
+    if arrived.event.operation == Operation::Delete {
+        return apply(state, parent, arrived, Doc::new(), true);
+    }
+    let old = state.filter(|state| !state.deleted);
+    let mut doc = old.map(|state| state.doc.clone()).unwrap_or_default();
+    merge_patch(&mut doc, patch_of(&arrived.domain, &arrived.item));
+    if old.is_none() {
+        write_defaults(&arrived.domain, &mut doc);
+        number(arrived, &mut doc);
+    }
+    match judge(&arrived.domain, old.map(|state| &state.doc), &doc) {
+        Ok(()) => apply(state, parent, arrived, doc, false),
+        Err(error) => refused(error),
+    }
+}
+
+/// Behind: the record has versions after the item's base, and not all of them are this user's and device's own.
+fn is_behind(state: &State, arrived: &Arrived) -> bool {
+    let own_run = state.user == arrived.event.user.as_str()
+        && state.device == arrived.event.device.as_str()
+        && arrived.event.base >= state.run_from;
+    arrived.event.base < state.version && !own_run
+}
+
+fn may_write(
+    state: Option<&State>,
+    parent: Option<(&State, &tidelog_events::domain::Visibility)>,
+    arrived: &Arrived,
+) -> bool {
+    let reader = Reader {
+        user: &arrived.event.user,
+        role: arrived.event.role,
+    };
+    let own = state.is_some_and(|state| state.owner == arrived.event.user.as_str());
+    match parent {
+        // A child is written by its owner and by whoever writes its parent.
+        Some((parent, rule)) => own || rule.may_write(&reader, &parent.owner, &parent.doc),
+        None => state.is_none_or(|state| {
+            arrived
+                .domain
+                .visibility
+                .may_write(&reader, &state.owner, &state.doc)
+        }),
+    }
+}
+
+/// Until a policy decides otherwise the server's state stays; the attempt is kept.
+fn conflict(state: &State, arrived: &Arrived) -> Folded {
+    let (batch, index) = arrived.key();
+    let outcome = Outcome::Conflict {
+        conflict_id: batch.conflict_id(index),
+        policy: arrived.event.policy,
+        winner: Winner::Server,
+        server_version: state.version,
+        client_version: arrived.event.base,
+    };
+    let conflict = Conflict {
+        client_doc: patch_of(&arrived.domain, &arrived.item),
+        server_doc: (!state.deleted).then(|| state.doc.clone()),
+        server_version: state.version,
+        server_time: state.item_time,
+        winner: Winner::Server,
+        result_version: state.version,
+    };
+    Folded::NotApplied {
+        outcome,
+        conflict: Some(Box::new(conflict)),
+    }
+}
+
+/// The server's number for a new record: the place of the event that made it, so that a rebuild gives the same.
+fn number(arrived: &Arrived, doc: &mut Doc) {
+    if let Some(numbering) = &arrived.domain.numbering {
+        let text = format!(
+            "{}-{}-{}",
+            numbering.prefix, arrived.place.offset, arrived.place.partition
+        );
+        doc.insert(numbering.field.clone(), Value::String(text));
+    }
+}
+
+fn apply(
+    state: Option<&State>,
+    parent: Option<(&State, &tidelog_events::domain::Visibility)>,
+    arrived: &Arrived,
+    doc: Doc,
+    deleted: bool,
+) -> Folded {
+    let before = state.map_or(0, |state| state.version);
+    let event = &arrived.event;
+    let same_run =
+        state.filter(|state| state.user == event.user.as_str() && state.device == event.device.as_str());
+    let owner = state.map_or_else(|| event.user.as_str().to_owned(), |state| state.owner.clone());
+    let audience = audience(arrived, parent, &owner, &doc, deleted);
+    let next = State {
+        version: before + 1,
+        deleted,
+        audience,
+        owner,
+        created_at: state.map_or(arrived.log_time, |state| state.created_at),
+        user: event.user.as_str().to_owned(),
+        device: event.device.as_str().to_owned(),
+        item_time: arrived.item_time(),
+        changed_at: arrived.log_time,
+        run_from: same_run.map_or(before, |state| state.run_from),
+        ahead_base: state
+            .map_or(0, |state| state.ahead_base)
+            .max(if event.base > before { event.base } else { 0 }),
+        place: arrived.place,
+        doc,
+    };
+    let nothing = Doc::new();
+    let touched = touched(state.map_or(&nothing, |state| &state.doc), &next.doc);
+    let change = match (deleted, state.is_none_or(|state| state.deleted)) {
+        (true, _) => Change::Deleted,
+        (false, true) => Change::Created,
+        (false, false) => Change::Updated,
+    };
+    Folded::Applied(Box::new(Step {
+        state: next,
+        change,
+        touched,
+        audience_before: state.and_then(|state| state.audience.clone()),
+        previous_offset: state.map(|state| state.place.offset),
+    }))
+}
+
+fn audience(
+    arrived: &Arrived,
+    parent: Option<(&State, &tidelog_events::domain::Visibility)>,
+    owner: &str,
+    doc: &Doc,
+    deleted: bool,
+) -> Option<Audience> {
+    if !arrived.domain.visibility.stores_audience() {
+        return None;
+    }
+    if deleted {
+        return Some(Audience::default());
+    }
+    match (&arrived.domain.parent, parent) {
+        (Some(_), parent) => Some(child_audience(owner, parent.map(|(parent, _)| parent))),
+        (None, _) => arrived.domain.visibility.audience(owner, doc),
+    }
+}
+
+/// A child is seen by whoever sees its parent; before that one arrives, by its owner alone.
+fn child_audience(owner: &str, parent: Option<&State>) -> Audience {
+    match parent {
+        Some(parent) => parent.audience.clone().unwrap_or_default(),
+        None => Audience(vec![format!("user:{owner}")]),
+    }
+}
+
+/// What a change of the parent does to a child: the same version, another audience. None where nothing changes.
+pub fn follow_parent(child: &State, parent: &State, arrived: &Arrived) -> Option<Step> {
+    let audience = if child.deleted {
+        Audience::default()
+    } else {
+        child_audience(&child.owner, Some(parent))
+    };
+    if child.audience.as_ref() == Some(&audience) {
+        return None;
+    }
+    let state = State {
+        audience: Some(audience),
+        place: arrived.place,
+        changed_at: arrived.log_time,
+        ..child.clone()
+    };
+    Some(Step {
+        state,
+        change: Change::Updated,
+        touched: Touched::default(),
+        audience_before: child.audience.clone(),
+        previous_offset: Some(child.place.offset),
+    })
+}
+
+fn not_applied(outcome: Outcome) -> Folded {
+    Folded::NotApplied {
+        outcome,
+        conflict: None,
+    }
+}
+
+fn refused(error: ItemError) -> Folded {
+    not_applied(Outcome::Refused { error })
+}

@@ -1,0 +1,402 @@
+//! What a chunk needs to know before it can be folded: the states of its records and their parents and children, and,
+//! where an event may be a repeat, the record's past. Reads by key only; what the rows mean is the fold's.
+
+use crate::ProjectorError;
+use crate::chunk::{World, child_domains, needed_pasts, repeatable};
+use crate::event::Arrived;
+use crate::session::Session;
+use crate::sheet::get;
+use crate::state::{Doc, Past, RecordKey, State};
+use chrono::{DateTime, Utc};
+use serde_json::Value;
+use std::collections::{BTreeMap, BTreeSet, HashMap};
+use std::sync::Arc;
+use tidelog_events::batch::BatchId;
+use tidelog_events::domain::{Audience, Domain, Policy, Registry};
+use tidelog_events::outcome::{Change, Outcome, Winner};
+use tidelog_events::position::Place;
+use tokio_postgres::Row;
+use uuid::Uuid;
+
+/// Loads the world of a chunk. Three round trips at most: states, children, pasts; the last two only where needed.
+pub(crate) async fn load(
+    session: &mut Session,
+    registry: &Registry,
+    events: &[Arc<Arrived>],
+) -> Result<World, ProjectorError> {
+    let mut world = World::default();
+    let mut keys: BTreeMap<String, BTreeSet<RecordKey>> = BTreeMap::new();
+    for arrived in events {
+        for key in [Some(arrived.record()), arrived.parent_record(registry)]
+            .into_iter()
+            .flatten()
+        {
+            keys.entry(key.table.clone()).or_default().insert(key);
+        }
+    }
+    for (table, keys) in keys {
+        let Some(domain) = registry.by_table(&table) else {
+            continue;
+        };
+        load_states(session, domain, &keys.into_iter().collect::<Vec<_>>(), &mut world).await?;
+    }
+    load_children(session, registry, events, &mut world).await?;
+    load_known_events(session, events, &mut world).await?;
+    let needed = needed_pasts(events, &world);
+    if !needed.is_empty() {
+        load_pasts(session, registry, events, needed, &mut world).await?;
+    }
+    Ok(world)
+}
+
+fn state_columns(domain: &Domain) -> String {
+    let audience = if domain.visibility.stores_audience() {
+        "r.audience"
+    } else {
+        "NULL::text[] AS audience"
+    };
+    format!(
+        "r.version, r.deleted, r.doc::text AS doc, r.owner_id, r.created_at, r.user_id, r.device_id, r.updated_at, \
+         r.last_sync_timestamp, r.run_from, r.ahead_base, r.partition, r.\"offset\", {audience}"
+    )
+}
+
+async fn load_states(
+    session: &mut Session,
+    domain: &Domain,
+    keys: &[RecordKey],
+    world: &mut World,
+) -> Result<(), ProjectorError> {
+    let id = domain.id_column();
+    let cast = if domain.is_entity() { "::uuid" } else { "" };
+    let parent = if domain.parent.is_some() {
+        "AND r.parent_id = k.parent"
+    } else {
+        ""
+    };
+    let sql = format!(
+        "SELECT k.n, {columns} FROM unnest($1::bigint[], $2::text[], $3::text[], $4::uuid[]) AS k(n, tenant, subject, parent) \
+         JOIN {table} r ON r.tenant_id = k.tenant AND r.{id} = k.subject{cast} {parent}",
+        columns = state_columns(domain),
+        table = domain.table,
+    );
+    let numbers: Vec<i64> = (0..keys.len() as i64).collect();
+    let tenants: Vec<&str> = keys.iter().map(|key| key.tenant.as_str()).collect();
+    let subjects: Vec<&str> = keys.iter().map(|key| key.subject.as_str()).collect();
+    let parents: Vec<Option<Uuid>> = keys.iter().map(|key| key.parent).collect();
+    for row in session
+        .query(&sql, &[&numbers, &tenants, &subjects, &parents])
+        .await?
+    {
+        let at: i64 = get(&row, "n")?;
+        let Some(key) = usize::try_from(at).ok().and_then(|at| keys.get(at)) else {
+            continue;
+        };
+        world.records.entry(key.clone()).or_default().state = Some(read_state(&row)?);
+    }
+    Ok(())
+}
+
+fn read_state(row: &Row) -> Result<State, ProjectorError> {
+    let audience: Option<Vec<String>> = get(row, "audience")?;
+    Ok(State {
+        version: get(row, "version")?,
+        deleted: get(row, "deleted")?,
+        doc: read_doc(&get::<String>(row, "doc")?)?,
+        owner: get(row, "owner_id")?,
+        created_at: get(row, "created_at")?,
+        user: get(row, "user_id")?,
+        device: get(row, "device_id")?,
+        item_time: get(row, "updated_at")?,
+        changed_at: get(row, "last_sync_timestamp")?,
+        run_from: get(row, "run_from")?,
+        ahead_base: get(row, "ahead_base")?,
+        audience: audience.map(Audience),
+        place: Place {
+            partition: get(row, "partition")?,
+            offset: get(row, "offset")?,
+        },
+    })
+}
+
+fn read_doc(text: &str) -> Result<Doc, ProjectorError> {
+    match serde_json::from_str(text) {
+        Ok(Value::Object(doc)) => Ok(doc),
+        _ => Err(ProjectorError::Stored("a document is no object".into())),
+    }
+}
+
+/// The children of every parent in the chunk that exists already: what becomes of it may reach them.
+async fn load_children(
+    session: &mut Session,
+    registry: &Registry,
+    events: &[Arc<Arrived>],
+    world: &mut World,
+) -> Result<(), ProjectorError> {
+    let Some(first) = events.first() else {
+        return Ok(());
+    };
+    let on_topic = registry.on_topic(&first.domain.topic);
+    for domain in &on_topic {
+        for child in child_domains(registry, domain) {
+            let parents: BTreeSet<RecordKey> = events
+                .iter()
+                .filter(|arrived| arrived.domain.table == domain.table)
+                .map(|arrived| arrived.record())
+                .collect();
+            if !parents.is_empty() {
+                load_children_of(session, child, &parents.into_iter().collect::<Vec<_>>(), world).await?;
+            }
+        }
+    }
+    Ok(())
+}
+
+async fn load_children_of(
+    session: &mut Session,
+    child: &Domain,
+    parents: &[RecordKey],
+    world: &mut World,
+) -> Result<(), ProjectorError> {
+    let sql = format!(
+        "SELECT k.n, r.{id}::text AS subject, r.parent_id, {columns} FROM unnest($1::bigint[], $2::text[], $3::text[]) AS k(n, tenant, parent) \
+         JOIN {table} r ON r.tenant_id = k.tenant AND r.parent_id = k.parent::uuid",
+        id = child.id_column(),
+        columns = state_columns(child),
+        table = child.table,
+    );
+    let numbers: Vec<i64> = (0..parents.len() as i64).collect();
+    let tenants: Vec<&str> = parents.iter().map(|key| key.tenant.as_str()).collect();
+    let subjects: Vec<&str> = parents.iter().map(|key| key.subject.as_str()).collect();
+    for row in session.query(&sql, &[&numbers, &tenants, &subjects]).await? {
+        let at: i64 = get(&row, "n")?;
+        let Some(parent) = usize::try_from(at).ok().and_then(|at| parents.get(at)) else {
+            continue;
+        };
+        let key = RecordKey {
+            table: child.table.clone(),
+            tenant: parent.tenant.clone(),
+            subject: get(&row, "subject")?,
+            parent: Some(get(&row, "parent_id")?),
+        };
+        world.records.entry(key.clone()).or_default().state = Some(read_state(&row)?);
+        world.children.entry(parent.clone()).or_default().insert(key);
+    }
+    Ok(())
+}
+
+/// Events that were folded before without applying: their outcome stands, whatever the record became since. The table
+/// holds only what did not apply, so that this probe of every event is a probe of a small index.
+async fn load_known_events(
+    session: &mut Session,
+    events: &[Arc<Arrived>],
+    world: &mut World,
+) -> Result<(), ProjectorError> {
+    const SQL: &str = "SELECT k.n, o.detail::text AS detail FROM unnest($1::bigint[], $2::text[], $3::uuid[], $4::int[]) \
+                       AS k(n, tenant, batch, index) JOIN outcomes o ON o.tenant_id = k.tenant AND o.batch_id = k.batch \
+                       AND o.batch_index = k.index";
+    let numbers: Vec<i64> = (0..events.len() as i64).collect();
+    let tenants: Vec<&str> = events
+        .iter()
+        .map(|arrived| arrived.event.tenant.as_str())
+        .collect();
+    let batches: Vec<Uuid> = events.iter().map(|arrived| arrived.event.batch.0).collect();
+    let indexes: Vec<i32> = events.iter().map(|arrived| arrived.event.index as i32).collect();
+    for row in session
+        .query(SQL, &[&numbers, &tenants, &batches, &indexes])
+        .await?
+    {
+        let at: i64 = get(&row, "n")?;
+        let Some(arrived) = usize::try_from(at).ok().and_then(|at| events.get(at)) else {
+            continue;
+        };
+        let outcome = read_outcome(&get::<String>(&row, "detail")?)?;
+        world
+            .records
+            .entry(arrived.record())
+            .or_default()
+            .past
+            .note(arrived.key(), None, outcome);
+    }
+    Ok(())
+}
+
+fn read_outcome(text: &str) -> Result<Outcome, ProjectorError> {
+    serde_json::from_str(text).map_err(|error| ProjectorError::Stored(format!("an outcome: {error}")))
+}
+
+/// Pasts, from the feed (what applied) and from the outcomes (what did not, by content).
+async fn load_pasts(
+    session: &mut Session,
+    registry: &Registry,
+    events: &[Arc<Arrived>],
+    needed: HashMap<RecordKey, i64>,
+    world: &mut World,
+) -> Result<(), ProjectorError> {
+    let mut chains: BTreeMap<String, Vec<Chain>> = BTreeMap::new();
+    for (key, after) in &needed {
+        if let Some(state) = world.records.get(key).and_then(|record| record.state.as_ref()) {
+            let chain = Chain {
+                key: key.clone(),
+                place: state.place,
+                after: *after,
+            };
+            chains.entry(key.table.clone()).or_default().push(chain);
+        }
+    }
+    for (table, chains) in chains {
+        if let Some(domain) = registry.by_table(&table) {
+            walk_feed(session, domain, &chains, world).await?;
+        }
+    }
+    let asking: Vec<&Arc<Arrived>> = events
+        .iter()
+        .filter(|arrived| needed.contains_key(&arrived.record()))
+        .collect();
+    find_same_items(session, &asking, world).await
+}
+
+/// A record's feed rows, walked from the latest one back.
+struct Chain {
+    key: RecordKey,
+    place: Place,
+    after: i64,
+}
+
+async fn walk_feed(
+    session: &mut Session,
+    domain: &Domain,
+    chains: &[Chain],
+    world: &mut World,
+) -> Result<(), ProjectorError> {
+    let id = domain.id_column();
+    let cast = if domain.is_entity() { "::uuid" } else { "" };
+    let sql = format!(
+        "WITH RECURSIVE past AS (\
+           SELECT k.n, k.after, c.tenant_id, c.{id}, c.partition, c.\"offset\", c.previous_offset, c.version, c.operation, \
+                  c.batch_id, c.batch_index, c.item_hash, c.conflict_id \
+           FROM unnest($1::bigint[], $2::text[], $3::text[], $4::int[], $5::bigint[], $6::bigint[]) \
+                AS k(n, tenant, subject, partition, at, after) \
+           JOIN {feed} c ON c.tenant_id = k.tenant AND c.partition = k.partition AND c.\"offset\" = k.at AND c.{id} = k.subject{cast} \
+           UNION ALL \
+           SELECT p.n, p.after, c.tenant_id, c.{id}, c.partition, c.\"offset\", c.previous_offset, c.version, c.operation, \
+                  c.batch_id, c.batch_index, c.item_hash, c.conflict_id \
+           FROM past p JOIN {feed} c ON c.tenant_id = p.tenant_id AND c.partition = p.partition \
+                AND c.\"offset\" = p.previous_offset AND c.{id} = p.{id} \
+           WHERE p.version > p.after\
+         ) SELECT p.n, p.version, p.operation, p.batch_id, p.batch_index, p.item_hash, p.conflict_id, \
+                  x.policy, x.winner, x.result_version, x.client_version \
+         FROM past p LEFT JOIN conflicts x ON x.conflict_id = p.conflict_id ORDER BY p.n, p.\"offset\"",
+        feed = domain.changes_table(),
+    );
+    let numbers: Vec<i64> = (0..chains.len() as i64).collect();
+    let tenants: Vec<&str> = chains.iter().map(|chain| chain.key.tenant.as_str()).collect();
+    let subjects: Vec<&str> = chains.iter().map(|chain| chain.key.subject.as_str()).collect();
+    let partitions: Vec<i32> = chains.iter().map(|chain| chain.place.partition).collect();
+    let offsets: Vec<i64> = chains.iter().map(|chain| chain.place.offset).collect();
+    let afters: Vec<i64> = chains.iter().map(|chain| chain.after).collect();
+    for row in session
+        .query(
+            &sql,
+            &[&numbers, &tenants, &subjects, &partitions, &offsets, &afters],
+        )
+        .await?
+    {
+        let at: i64 = get(&row, "n")?;
+        let Some(chain) = usize::try_from(at).ok().and_then(|at| chains.get(at)) else {
+            continue;
+        };
+        if let Some(outcome) = applied_outcome(&row)? {
+            let event = (
+                BatchId(get(&row, "batch_id")?),
+                get::<i32>(&row, "batch_index")? as u32,
+            );
+            let content: Uuid = get(&row, "item_hash")?;
+            world
+                .records
+                .entry(chain.key.clone())
+                .or_default()
+                .past
+                .note(event, Some(content), outcome);
+        }
+    }
+    Ok(())
+}
+
+/// What an applied event's feed row says became of its item; none for a row that no item made.
+fn applied_outcome(row: &Row) -> Result<Option<Outcome>, ProjectorError> {
+    let change = match get::<&str>(row, "operation")? {
+        "create" => Change::Created,
+        "delete" => Change::Deleted,
+        "update" => Change::Updated,
+        _ => return Ok(None),
+    };
+    let conflict_id: Option<Uuid> = get(row, "conflict_id")?;
+    let policy = get::<Option<&str>>(row, "policy")?.and_then(Policy::parse);
+    Ok(Some(match (conflict_id, policy) {
+        (Some(conflict_id), Some(policy)) => Outcome::Conflict {
+            conflict_id,
+            policy,
+            winner: winner(get::<Option<&str>>(row, "winner")?.unwrap_or_default())?,
+            server_version: get(row, "result_version")?,
+            client_version: get(row, "client_version")?,
+        },
+        _ => Outcome::Applied {
+            change,
+            version: get(row, "version")?,
+        },
+    }))
+}
+
+fn winner(text: &str) -> Result<Winner, ProjectorError> {
+    [Winner::Client, Winner::Server, Winner::Merged, Winner::None]
+        .into_iter()
+        .find(|winner| winner.as_str() == text)
+        .ok_or_else(|| ProjectorError::Stored(format!("the winner {text:?}")))
+}
+
+async fn find_same_items(
+    session: &mut Session,
+    asking: &[&Arc<Arrived>],
+    world: &mut World,
+) -> Result<(), ProjectorError> {
+    const SQL: &str = "SELECT k.n, o.batch_id, o.batch_index, o.detail::text AS detail \
+                       FROM unnest($1::bigint[], $2::text[], $3::uuid[]) AS k(n, tenant, hash) \
+                       JOIN outcomes o ON o.tenant_id = k.tenant AND o.item_hash = k.hash ORDER BY k.n, o.\"offset\"";
+    let numbers: Vec<i64> = (0..asking.len() as i64).collect();
+    let tenants: Vec<&str> = asking
+        .iter()
+        .map(|arrived| arrived.event.tenant.as_str())
+        .collect();
+    let hashes: Vec<Uuid> = asking.iter().map(|arrived| arrived.content).collect();
+    for row in session.query(SQL, &[&numbers, &tenants, &hashes]).await? {
+        let at: i64 = get(&row, "n")?;
+        let Some(arrived) = usize::try_from(at).ok().and_then(|at| asking.get(at)) else {
+            continue;
+        };
+        let outcome = read_outcome(&get::<String>(&row, "detail")?)?;
+        let event = (
+            BatchId(get(&row, "batch_id")?),
+            get::<i32>(&row, "batch_index")? as u32,
+        );
+        let content = repeatable(&outcome).then_some(arrived.content);
+        note_by_content(
+            &mut world.records.entry(arrived.record()).or_default().past,
+            event,
+            content,
+            outcome,
+        );
+    }
+    Ok(())
+}
+
+fn note_by_content(past: &mut Past, event: (BatchId, u32), content: Option<Uuid>, outcome: Outcome) {
+    if content.is_some() {
+        past.note(event, content, outcome);
+    }
+}
+
+/// The log's clock of a partition never runs back; see [`crate::lane`].
+pub(crate) fn not_before(time: DateTime<Utc>, last: DateTime<Utc>) -> DateTime<Utc> {
+    time.max(last)
+}

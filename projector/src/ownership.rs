@@ -1,0 +1,66 @@
+//! Which partitions are this process's: claimed in Postgres, where the truth about positions is. A claim raises the
+//! partition's epoch, so that whoever held it before writes nothing any more; Kafka's group only says who should claim.
+
+use crate::ProjectorError;
+use crate::lane::Owned;
+use crate::session::Session;
+use chrono::{DateTime, Duration, Utc};
+
+/// How far the clocks of broker and projector may differ: what is claimed to be applied through a moment stays this
+/// much behind it.
+const CLOCK_MARGIN_SECONDS: i64 = 2;
+
+/// Claims partitions of a topic; answers where each stands.
+pub(crate) async fn claim(
+    session: &mut Session,
+    topic: &str,
+    partitions: &[i32],
+    owner: &str,
+) -> Result<Vec<Owned>, ProjectorError> {
+    const SQL: &str = "INSERT INTO positions AS p (topic, partition, owner, epoch) \
+                       SELECT $1, k.partition, $3, 1 FROM unnest($2::int[]) AS k(partition) ORDER BY k.partition \
+                       ON CONFLICT (topic, partition) DO UPDATE SET epoch = p.epoch + 1, owner = excluded.owner, updated_at = now() \
+                       RETURNING partition, epoch, next_offset, last_log_time";
+    let rows = session.query(SQL, &[&topic, &partitions, &owner]).await?;
+    let owned = rows
+        .iter()
+        .map(|row| Owned {
+            partition: row.get(0),
+            epoch: row.get(1),
+            next_offset: row.get(2),
+            log_time: row.get(3),
+        })
+        .collect();
+    Ok(owned)
+}
+
+/// A partition's end as the broker told it.
+#[derive(Debug, Clone)]
+pub(crate) struct End {
+    pub(crate) topic: String,
+    pub(crate) partition: i32,
+    pub(crate) epoch: i64,
+    pub(crate) end_offset: i64,
+}
+
+/// Notes the ends that the broker told after `asked_at`. A partition that has come to its end has applied everything
+/// up to that moment, although its last event may be old.
+pub(crate) async fn heartbeat(
+    session: &mut Session,
+    ends: &[End],
+    asked_at: DateTime<Utc>,
+) -> Result<(), ProjectorError> {
+    const SQL: &str = "UPDATE positions p SET end_offset = k.end_offset, updated_at = now(), applied_through = \
+                       CASE WHEN p.next_offset >= k.end_offset THEN greatest(p.applied_through, $5) ELSE p.applied_through END \
+                       FROM unnest($1::text[], $2::int[], $3::bigint[], $4::bigint[]) AS k(topic, partition, epoch, end_offset) \
+                       WHERE p.topic = k.topic AND p.partition = k.partition AND p.epoch = k.epoch";
+    let topics: Vec<&str> = ends.iter().map(|end| end.topic.as_str()).collect();
+    let partitions: Vec<i32> = ends.iter().map(|end| end.partition).collect();
+    let epochs: Vec<i64> = ends.iter().map(|end| end.epoch).collect();
+    let offsets: Vec<i64> = ends.iter().map(|end| end.end_offset).collect();
+    let through = asked_at - Duration::seconds(CLOCK_MARGIN_SECONDS);
+    session
+        .query(SQL, &[&topics, &partitions, &epochs, &offsets, &through])
+        .await?;
+    Ok(())
+}

@@ -1,0 +1,98 @@
+//! What the fold knows of a record: its state, and as much of its past as the events at hand can ask for. Plain data;
+//! where it is stored is the store's.
+
+use chrono::{DateTime, Utc};
+use serde_json::{Map, Value};
+use std::collections::HashMap;
+use tidelog_events::batch::BatchId;
+use tidelog_events::domain::Audience;
+use tidelog_events::outcome::Outcome;
+use tidelog_events::position::Place;
+use uuid::Uuid;
+
+/// A record's document.
+pub type Doc = Map<String, Value>;
+
+/// Which record: a domain's table, the tenant, the identity, and the parent that it hangs on.
+#[derive(Debug, Clone, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub struct RecordKey {
+    /// The domain's table.
+    pub table: String,
+    /// The tenant.
+    pub tenant: String,
+    /// `mobile_id` or `item_id`.
+    pub subject: String,
+    /// The parent's `mobile_id`, for domains that have one.
+    pub parent: Option<Uuid>,
+}
+
+/// A record as its last applied event left it.
+#[derive(Debug, Clone, PartialEq)]
+pub struct State {
+    /// Rises by one with every applied event, from 1.
+    pub version: i64,
+    /// A tombstone: the document is empty.
+    pub deleted: bool,
+    /// The document, without the members that every item carries.
+    pub doc: Doc,
+    /// Who made it; no edit changes that.
+    pub owner: String,
+    /// The log's time of its first event.
+    pub created_at: DateTime<Utc>,
+    /// Who changed it last.
+    pub user: String,
+    /// From which device.
+    pub device: String,
+    /// When the device did that, corrected for skew, never later than the log's time.
+    pub item_time: DateTime<Utc>,
+    /// The log's time of that.
+    pub changed_at: DateTime<Utc>,
+    /// The version at which the last user's and device's run of changes began: all later versions are theirs.
+    pub run_from: i64,
+    /// The highest base that was ever ahead of the record when it was applied.
+    pub ahead_base: i64,
+    /// Who sees it, where the domain stores that.
+    pub audience: Option<Audience>,
+    /// Where its last feed row is.
+    pub place: Place,
+}
+
+/// One item's identity as an event.
+pub type EventKey = (BatchId, u32);
+
+/// The past of a record, as far as it was loaded: events by identity and by content, with what became of them.
+#[derive(Debug, Clone, Default)]
+pub struct Past {
+    by_event: HashMap<EventKey, Outcome>,
+    by_content: HashMap<Uuid, Outcome>,
+}
+
+impl Past {
+    /// Notes what became of an event. `content` is given where a repeat of the same item is to find it.
+    pub fn note(&mut self, event: EventKey, content: Option<Uuid>, outcome: Outcome) {
+        if let Some(content) = content {
+            // The first outcome is the one that repeats are answered with.
+            self.by_content.entry(content).or_insert_with(|| outcome.clone());
+        }
+        self.by_event.entry(event).or_insert(outcome);
+    }
+
+    /// What became of the same event, read before.
+    pub fn of_event(&self, event: EventKey) -> Option<&Outcome> {
+        self.by_event.get(&event)
+    }
+
+    /// What became of the same item, under whatever batch.
+    pub fn of_content(&self, content: Uuid) -> Option<&Outcome> {
+        self.by_content.get(&content)
+    }
+}
+
+/// A record while a chunk is folded.
+#[derive(Debug, Clone, Default)]
+pub struct Record {
+    /// Its state; none if it never existed.
+    pub state: Option<State>,
+    /// What is known of its past.
+    pub past: Past,
+}

@@ -1,0 +1,397 @@
+//! What a chunk leaves behind, written in one transaction with the position that it moves: either all of it stands and
+//! the partition has moved on, or nothing does. One statement a table whatever the number of rows, all sent at once.
+
+use crate::ProjectorError;
+use crate::chunk::{FeedRow, Results, World};
+use crate::session::Session;
+use crate::sheet::{Sheet, array_text};
+use crate::state::{Doc, RecordKey, State};
+use chrono::{DateTime, Utc};
+use futures_util::future::join_all;
+use serde_json::Value;
+use tidelog_events::domain::{Domain, Registry};
+use tidelog_events::outcome::Outcome;
+use uuid::Uuid;
+
+/// A partition's move, made only if it stands where the worker believes and is still the worker's.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) struct Move {
+    pub(crate) topic: String,
+    pub(crate) partition: i32,
+    pub(crate) epoch: i64,
+    pub(crate) from: i64,
+    pub(crate) to: i64,
+    pub(crate) log_time: DateTime<Utc>,
+}
+
+/// A record of the log that no fold could take.
+#[derive(Debug, Clone)]
+pub(crate) struct DeadLetter {
+    pub(crate) topic: String,
+    pub(crate) partition: i32,
+    pub(crate) offset: i64,
+    pub(crate) tenant: Option<String>,
+    pub(crate) reason: String,
+    pub(crate) headers: Vec<(String, Option<Vec<u8>>)>,
+    pub(crate) key: Option<Vec<u8>>,
+    pub(crate) value: Option<Vec<u8>>,
+    pub(crate) log_time: DateTime<Utc>,
+}
+
+const MOVE: &str = "WITH moved AS (\
+      UPDATE positions p SET next_offset = k.next, last_log_time = k.log_time, \
+             applied_through = greatest(p.applied_through, k.log_time), updated_at = now() \
+      FROM unnest($1::text[], $2::int[], $3::bigint[], $4::bigint[], $5::bigint[], $6::timestamptz[]) \
+           AS k(topic, partition, epoch, expected, next, log_time) \
+      WHERE p.topic = k.topic AND p.partition = k.partition AND p.epoch = k.epoch AND p.next_offset = k.expected \
+      RETURNING 1\
+    ) SELECT fence((SELECT count(*) FROM moved), $7)";
+
+/// SQLSTATE of `fence`.
+const FENCED: &str = "TL001";
+
+/// Writes a chunk.
+pub(crate) async fn write(
+    session: &mut Session,
+    registry: &Registry,
+    world: &World,
+    results: &Results,
+    topic: &str,
+    moves: &[Move],
+    dead: &[DeadLetter],
+) -> Result<(), ProjectorError> {
+    let sheets = sheets(registry, world, results, topic, dead);
+    let moving = session.prepare(MOVE).await?;
+    let mut prepared = Vec::with_capacity(sheets.len());
+    for (sql, sheet) in &sheets {
+        prepared.push((session.prepare(sql).await?, sheet));
+    }
+    let client = session.client();
+    let topics: Vec<&str> = moves.iter().map(|m| m.topic.as_str()).collect();
+    let partitions: Vec<i32> = moves.iter().map(|m| m.partition).collect();
+    let epochs: Vec<i64> = moves.iter().map(|m| m.epoch).collect();
+    let from: Vec<i64> = moves.iter().map(|m| m.from).collect();
+    let to: Vec<i64> = moves.iter().map(|m| m.to).collect();
+    let times: Vec<DateTime<Utc>> = moves.iter().map(|m| m.log_time).collect();
+    let count = moves.len() as i64;
+    // Sent one after the other without waiting: the futures are polled in this order, and the server answers in it.
+    // The move stands first, so that a worker that was fenced off fails before it writes.
+    let writes = async {
+        let inserts = join_all(prepared.iter().map(|(statement, sheet)| async move {
+            let parameters = sheet.parameters();
+            client.execute(statement, &parameters).await
+        }));
+        let parameters: [&(dyn tokio_postgres::types::ToSql + Sync); 7] =
+            [&topics, &partitions, &epochs, &from, &to, &times, &count];
+        futures_util::join!(
+            client.batch_execute("BEGIN"),
+            client.execute(&moving, &parameters),
+            inserts,
+            client.batch_execute("COMMIT"),
+        )
+    };
+    let (begun, moved, inserted, committed) = writes.await;
+    begun?;
+    moved.map_err(fenced)?;
+    for result in inserted {
+        result?;
+    }
+    committed?;
+    Ok(())
+}
+
+fn fenced(error: tokio_postgres::Error) -> ProjectorError {
+    if error.code().is_some_and(|code| code.code() == FENCED) {
+        ProjectorError::Fenced
+    } else {
+        error.into()
+    }
+}
+
+fn sheets(
+    registry: &Registry,
+    world: &World,
+    results: &Results,
+    topic: &str,
+    dead: &[DeadLetter],
+) -> Vec<(String, Sheet)> {
+    let mut sheets = Vec::new();
+    for domain in registry.iter() {
+        let changed: Vec<(&RecordKey, &State)> = results
+            .changed
+            .iter()
+            .filter(|key| key.table == domain.table)
+            .filter_map(|key| Some((key, world.records.get(key)?.state.as_ref()?)))
+            .collect();
+        if !changed.is_empty() {
+            sheets.push(rows(domain, &changed));
+        }
+        let feed: Vec<&FeedRow> = results
+            .feed
+            .iter()
+            .filter(|row| row.record.table == domain.table)
+            .collect();
+        if !feed.is_empty() {
+            sheets.push(feed_rows(domain, &feed));
+        }
+    }
+    if !results.outcomes.is_empty() {
+        sheets.push(outcomes(results, topic));
+    }
+    if !results.conflicts.is_empty() {
+        sheets.push(conflicts(results, topic));
+    }
+    if !dead.is_empty() {
+        sheets.push(dead_letters(dead));
+    }
+    sheets
+}
+
+fn doc_text(doc: &Doc) -> String {
+    // A map of JSON values always serialises.
+    serde_json::to_string(doc).unwrap_or_else(|_| "{}".into())
+}
+
+fn id_cast(domain: &Domain) -> &'static str {
+    if domain.is_entity() { "uuid" } else { "text" }
+}
+
+fn rows(domain: &Domain, changed: &[(&RecordKey, &State)]) -> (String, Sheet) {
+    let mut sheet = Sheet::default();
+    let states = || changed.iter().map(|(_, state)| *state);
+    sheet.column("tenant_id", changed.iter().map(|(key, _)| key.tenant.clone()));
+    sheet.cast(
+        domain.id_column(),
+        id_cast(domain),
+        changed.iter().map(|(key, _)| key.subject.clone()),
+    );
+    let mut key = format!("tenant_id, {}", domain.id_column());
+    if domain.parent.is_some() {
+        sheet.column(
+            "parent_id",
+            changed.iter().map(|(key, _)| key.parent.unwrap_or_default()),
+        );
+        key.push_str(", parent_id");
+    }
+    sheet.column("version", states().map(|state| state.version));
+    sheet.column("deleted", states().map(|state| state.deleted));
+    sheet.cast("doc", "jsonb", states().map(|state| doc_text(&state.doc)));
+    sheet.column("last_sync_timestamp", states().map(|state| state.changed_at));
+    sheet.column("updated_at", states().map(|state| state.item_time));
+    sheet.column("created_at", states().map(|state| state.created_at));
+    sheet.column("owner_id", states().map(|state| state.owner.clone()));
+    sheet.column("user_id", states().map(|state| state.user.clone()));
+    sheet.column("device_id", states().map(|state| state.device.clone()));
+    sheet.column("run_from", states().map(|state| state.run_from));
+    sheet.column("ahead_base", states().map(|state| state.ahead_base));
+    sheet.column("partition", states().map(|state| state.place.partition));
+    sheet.column("offset", states().map(|state| state.place.offset));
+    if domain.visibility.stores_audience() {
+        let audience = |state: &State| array_text(&state.audience.clone().unwrap_or_default().0);
+        sheet.cast("audience", "text[]", states().map(audience));
+    }
+    (sheet.insert(&domain.table, &sheet.overwrite(&key)), sheet)
+}
+
+fn feed_rows(domain: &Domain, feed: &[&FeedRow]) -> (String, Sheet) {
+    let mut sheet = Sheet::default();
+    let states = || feed.iter().map(|row| &row.step.state);
+    sheet.column("tenant_id", feed.iter().map(|row| row.record.tenant.clone()));
+    sheet.column("partition", states().map(|state| state.place.partition));
+    sheet.column("offset", states().map(|state| state.place.offset));
+    sheet.cast(
+        domain.id_column(),
+        id_cast(domain),
+        feed.iter().map(|row| row.record.subject.clone()),
+    );
+    if domain.parent.is_some() {
+        sheet.column(
+            "parent_id",
+            feed.iter().map(|row| row.record.parent.unwrap_or_default()),
+        );
+    }
+    sheet.column("version", states().map(|state| state.version));
+    sheet.column("operation", feed.iter().map(|row| row.operation));
+    sheet.cast(
+        "fields",
+        "text[]",
+        feed.iter().map(|row| array_text(&row.step.touched.fields)),
+    );
+    let before =
+        |row: &&FeedRow| (!row.step.touched.before.is_empty()).then(|| doc_text(&row.step.touched.before));
+    sheet.cast("before", "jsonb", feed.iter().map(before));
+    sheet.column("changed_at", states().map(|state| state.changed_at));
+    sheet.column("item_time", states().map(|state| state.item_time));
+    sheet.column("user_id", states().map(|state| state.user.clone()));
+    sheet.column("device_id", states().map(|state| state.device.clone()));
+    sheet.column("batch_id", feed.iter().map(|row| row.batch_id));
+    sheet.column("batch_index", feed.iter().map(|row| row.batch_index));
+    sheet.column("base_version", feed.iter().map(|row| row.base_version));
+    sheet.column("item_hash", feed.iter().map(|row| row.item_hash));
+    sheet.column("conflict_id", feed.iter().map(|row| row.conflict_id));
+    sheet.column("previous_offset", feed.iter().map(|row| row.step.previous_offset));
+    if domain.visibility.stores_audience() {
+        let before = |row: &&FeedRow| {
+            row.step
+                .audience_before
+                .as_ref()
+                .map(|audience| array_text(&audience.0))
+        };
+        sheet.cast("audience_before", "text[]", feed.iter().map(before));
+        let audience = |state: &State| array_text(&state.audience.clone().unwrap_or_default().0);
+        sheet.cast("audience", "text[]", states().map(audience));
+    }
+    (sheet.insert(&domain.changes_table(), ""), sheet)
+}
+
+fn status_name(outcome: &Outcome) -> &'static str {
+    match outcome {
+        Outcome::Applied { .. } => "applied",
+        Outcome::NoEffect { .. } => "no_effect",
+        Outcome::Conflict { .. } => "conflict",
+        Outcome::Duplicate { .. } => "duplicate",
+        Outcome::Refused { .. } => "error",
+    }
+}
+
+fn outcomes(results: &Results, topic: &str) -> (String, Sheet) {
+    let mut sheet = Sheet::default();
+    let rows = &results.outcomes;
+    let text = |outcome: &Outcome| serde_json::to_string(outcome).unwrap_or_else(|_| "null".into());
+    sheet.column(
+        "tenant_id",
+        rows.iter()
+            .map(|row| row.arrived.event.tenant.as_str().to_owned()),
+    );
+    sheet.column("batch_id", rows.iter().map(|row| row.arrived.event.batch.0));
+    sheet.column(
+        "batch_index",
+        rows.iter().map(|row| row.arrived.event.index as i32),
+    );
+    sheet.column("domain", rows.iter().map(|row| row.arrived.domain.name.clone()));
+    sheet.column(
+        "subject",
+        rows.iter().map(|row| row.arrived.event.subject.clone()),
+    );
+    sheet.column(
+        "user_id",
+        rows.iter().map(|row| row.arrived.event.user.as_str().to_owned()),
+    );
+    sheet.column(
+        "device_id",
+        rows.iter()
+            .map(|row| row.arrived.event.device.as_str().to_owned()),
+    );
+    sheet.column("topic", rows.iter().map(|_| topic.to_owned()));
+    sheet.column("partition", rows.iter().map(|row| row.arrived.place.partition));
+    sheet.column("offset", rows.iter().map(|row| row.arrived.place.offset));
+    sheet.column("logged_at", rows.iter().map(|row| row.arrived.log_time));
+    sheet.column("status", rows.iter().map(|row| status_name(&row.outcome)));
+    let hash = |outcome: &Outcome, hash: Uuid| crate::chunk::repeatable(outcome).then_some(hash);
+    sheet.column(
+        "item_hash",
+        rows.iter().map(|row| hash(&row.outcome, row.arrived.content)),
+    );
+    sheet.cast("detail", "jsonb", rows.iter().map(|row| text(&row.outcome)));
+    (sheet.insert("outcomes", "ON CONFLICT DO NOTHING"), sheet)
+}
+
+fn conflicts(results: &Results, topic: &str) -> (String, Sheet) {
+    let mut sheet = Sheet::default();
+    let rows = &results.conflicts;
+    sheet.column("conflict_id", rows.iter().map(|row| row.conflict_id));
+    sheet.column(
+        "tenant_id",
+        rows.iter()
+            .map(|row| row.arrived.event.tenant.as_str().to_owned()),
+    );
+    sheet.column("domain", rows.iter().map(|row| row.arrived.domain.name.clone()));
+    sheet.cast(
+        "mobile_id",
+        "uuid",
+        rows.iter().map(|row| row.arrived.event.subject.clone()),
+    );
+    sheet.column("topic", rows.iter().map(|_| topic.to_owned()));
+    sheet.column("partition", rows.iter().map(|row| row.arrived.place.partition));
+    sheet.column("offset", rows.iter().map(|row| row.arrived.place.offset));
+    sheet.column("batch_id", rows.iter().map(|row| row.arrived.event.batch.0));
+    sheet.column(
+        "batch_index",
+        rows.iter().map(|row| row.arrived.event.index as i32),
+    );
+    sheet.column("occurred_at", rows.iter().map(|row| row.arrived.log_time));
+    sheet.column(
+        "user_id",
+        rows.iter().map(|row| row.arrived.event.user.as_str().to_owned()),
+    );
+    sheet.column(
+        "device_id",
+        rows.iter()
+            .map(|row| row.arrived.event.device.as_str().to_owned()),
+    );
+    sheet.column(
+        "operation",
+        rows.iter().map(|row| row.arrived.event.operation.as_str()),
+    );
+    sheet.column("policy", rows.iter().map(|row| row.arrived.event.policy.as_str()));
+    sheet.column("winner", rows.iter().map(|row| row.conflict.winner.as_str()));
+    sheet.column("client_version", rows.iter().map(|row| row.arrived.event.base));
+    sheet.column(
+        "server_version",
+        rows.iter().map(|row| row.conflict.server_version),
+    );
+    sheet.column(
+        "result_version",
+        rows.iter().map(|row| row.conflict.result_version),
+    );
+    sheet.cast(
+        "client_doc",
+        "jsonb",
+        rows.iter().map(|row| doc_text(&row.conflict.client_doc)),
+    );
+    sheet.cast(
+        "server_doc",
+        "jsonb",
+        rows.iter()
+            .map(|row| row.conflict.server_doc.as_ref().map(doc_text)),
+    );
+    sheet.column("client_time", rows.iter().map(|row| row.arrived.item_time()));
+    sheet.column("server_time", rows.iter().map(|row| row.conflict.server_time));
+    (sheet.insert("conflicts", "ON CONFLICT DO NOTHING"), sheet)
+}
+
+fn dead_letters(dead: &[DeadLetter]) -> (String, Sheet) {
+    let mut sheet = Sheet::default();
+    sheet.column("topic", dead.iter().map(|letter| letter.topic.clone()));
+    sheet.column("partition", dead.iter().map(|letter| letter.partition));
+    sheet.column("offset", dead.iter().map(|letter| letter.offset));
+    sheet.column("tenant_id", dead.iter().map(|letter| letter.tenant.clone()));
+    sheet.column(
+        "reason",
+        dead.iter().map(|letter| letter.reason.replace('\0', "\\0")),
+    );
+    sheet.cast(
+        "headers",
+        "jsonb",
+        dead.iter().map(|letter| headers_text(&letter.headers)),
+    );
+    sheet.column("key", dead.iter().map(|letter| letter.key.clone()));
+    sheet.column("value", dead.iter().map(|letter| letter.value.clone()));
+    sheet.column("logged_at", dead.iter().map(|letter| letter.log_time));
+    (sheet.insert("dead_letters", "ON CONFLICT DO NOTHING"), sheet)
+}
+
+/// Headers as a list of [name, value]; a value that is no text, or holds U+0000, as the hexadecimal of its bytes.
+fn headers_text(headers: &[(String, Option<Vec<u8>>)]) -> String {
+    let pairs: Vec<Value> = headers
+        .iter()
+        .map(|(name, value)| {
+            let shown = value.as_ref().map(|bytes| match std::str::from_utf8(bytes) {
+                Ok(text) if !text.contains('\0') => text.to_owned(),
+                _ => bytes.iter().map(|byte| format!("{byte:02x}")).collect(),
+            });
+            serde_json::json!([name.replace('\0', "\\0"), shown])
+        })
+        .collect();
+    Value::Array(pairs).to_string()
+}

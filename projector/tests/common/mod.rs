@@ -1,0 +1,347 @@
+//! A store in memory that loads and keeps exactly what the real one does: states always, pasts only where the fold's own
+//! rule asks for them. So a history folded through it in any chunks shows whether that rule asks for enough.
+
+#![allow(dead_code, unreachable_pub)] // each test file uses its part
+
+use chrono::{DateTime, Duration, Utc};
+use serde_json::{Value, json};
+use std::collections::{BTreeMap, BTreeSet};
+use std::sync::Arc;
+use tidelog_events::batch::{BatchId, Fingerprint};
+use tidelog_events::domain::{Policy, Registry};
+use tidelog_events::envelope::Stamp;
+use tidelog_events::ids::{DeviceId, Role, TenantId, UserId};
+use tidelog_events::item::Operation;
+use tidelog_events::outcome::{Change, Outcome};
+use tidelog_events::position::Place;
+use tidelog_projector::chunk::{Results, World, child_domains, fold_chunk, needed_pasts, repeatable};
+use tidelog_projector::event::Arrived;
+use tidelog_projector::state::{EventKey, RecordKey, State};
+use uuid::Uuid;
+
+pub const TICKET: &str = "11111111-1111-4111-8111-111111111111";
+pub const ENTRY: &str = "22222222-2222-4222-8222-222222222222";
+pub const MEDIA: &str = "33333333-3333-4333-8333-333333333333";
+
+/// Somebody with a device.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Phone {
+    pub user: &'static str,
+    pub device: &'static str,
+    pub role: Role,
+}
+
+pub const ANNA: Phone = Phone {
+    user: "anna",
+    device: "phone-anna",
+    role: Role::User,
+};
+pub const ANNAS_TABLET: Phone = Phone {
+    user: "anna",
+    device: "tablet-anna",
+    role: Role::User,
+};
+pub const BERT: Phone = Phone {
+    user: "bert",
+    device: "phone-bert",
+    role: Role::User,
+};
+
+/// An item as a phone would post it, alone in its batch.
+#[derive(Debug, Clone)]
+pub struct Sent {
+    pub domain: &'static str,
+    pub phone: Phone,
+    pub operation: Operation,
+    pub subject: String,
+    pub base: i64,
+    pub item: Value,
+    /// Tells batches apart: two with the same number are the same batch, retried.
+    pub batch: u64,
+}
+
+pub fn start() -> DateTime<Utc> {
+    DateTime::from_timestamp(1_800_000_000, 0).expect("a time")
+}
+
+pub fn batch_id(batch: u64) -> BatchId {
+    BatchId::of(&format!("batch-{batch}"), &Fingerprint([0; 32]))
+}
+
+/// A row of the feed, as comparable as it gets.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Feed {
+    pub place: Place,
+    pub record: RecordKey,
+    pub version: i64,
+    pub operation: &'static str,
+    pub fields: Vec<String>,
+    pub before: Value,
+    pub event: EventKey,
+    pub content: Uuid,
+    pub previous: Option<i64>,
+    pub audience_before: Option<Vec<String>>,
+    pub audience: Option<Vec<String>>,
+}
+
+/// The store.
+#[derive(Debug, Clone, Default, PartialEq)]
+pub struct Shelf {
+    pub states: BTreeMap<RecordKey, State>,
+    pub feed: Vec<Feed>,
+    pub outcomes: BTreeMap<EventKey, (RecordKey, Uuid, Outcome)>,
+    pub conflicts: BTreeMap<Uuid, (Value, Option<Value>)>,
+}
+
+pub struct Log {
+    pub registry: Registry,
+    pub events: Vec<Arc<Arrived>>,
+}
+
+impl Log {
+    pub fn new() -> Log {
+        Log {
+            registry: Registry::shipped(),
+            events: Vec::new(),
+        }
+    }
+
+    /// Appends an item; its log time is its offset in seconds.
+    pub fn append(&mut self, sent: &Sent) -> Arc<Arrived> {
+        let offset = self.events.len() as i64;
+        let time = start() + Duration::seconds(offset);
+        let domain = self.registry.by_name(sent.domain).expect("a domain").clone();
+        let stamp = Stamp::new(
+            TenantId::parse("acme").expect("tenant"),
+            UserId::parse(sent.phone.user).expect("user"),
+            DeviceId::parse(sent.phone.device).expect("device"),
+            sent.phone.role,
+            None,
+            batch_id(sent.batch),
+        );
+        let headers = stamp.headers(
+            &domain.table,
+            sent.operation,
+            &sent.subject,
+            0,
+            time,
+            sent.base,
+            Policy::ServerWins,
+        );
+        let value = sent.item.to_string();
+        let place = Place { partition: 0, offset };
+        let headers = headers
+            .iter()
+            .map(|(name, value)| (*name, Some(value.as_bytes())));
+        let arrived = Arrived::read(
+            &self.registry,
+            &domain.topic,
+            headers,
+            Some(value.as_bytes()),
+            place,
+            time,
+        );
+        let arrived = Arc::new(arrived.expect("an event"));
+        self.events.push(arrived.clone());
+        arrived
+    }
+}
+
+impl Shelf {
+    /// Folds events in chunks of the given sizes (the last size serves for the rest).
+    pub fn fold(&mut self, registry: &Registry, events: &[Arc<Arrived>], sizes: &[usize]) {
+        let mut rest = events;
+        let mut sizes = sizes.iter().copied();
+        let mut size = events.len().max(1);
+        while !rest.is_empty() {
+            size = sizes.next().unwrap_or(size).clamp(1, rest.len());
+            let (chunk, after) = rest.split_at(size);
+            let mut world = self.load(registry, chunk);
+            let results = fold_chunk(registry, &mut world, chunk);
+            self.keep(&world, results);
+            rest = after;
+        }
+    }
+
+    fn load(&self, registry: &Registry, events: &[Arc<Arrived>]) -> World {
+        let mut world = World::default();
+        for arrived in events {
+            for key in [Some(arrived.record()), arrived.parent_record(registry)]
+                .into_iter()
+                .flatten()
+            {
+                let state = self.states.get(&key).cloned();
+                world.records.entry(key).or_default().state = state;
+            }
+            for child in child_domains(registry, &arrived.domain) {
+                let parent = Uuid::try_parse(&arrived.event.subject).ok();
+                for (key, state) in self
+                    .states
+                    .iter()
+                    .filter(|(key, _)| key.table == child.table && key.parent == parent)
+                {
+                    world.records.entry(key.clone()).or_default().state = Some(state.clone());
+                    world
+                        .children
+                        .entry(arrived.record())
+                        .or_default()
+                        .insert(key.clone());
+                }
+            }
+            if let Some((_, _, outcome)) = self.outcomes.get(&arrived.key()) {
+                world.records.entry(arrived.record()).or_default().past.note(
+                    arrived.key(),
+                    None,
+                    outcome.clone(),
+                );
+            }
+        }
+        let needed = needed_pasts(events, &world);
+        for (key, after) in &needed {
+            let past = &mut world.records.entry(key.clone()).or_default().past;
+            for row in self
+                .feed
+                .iter()
+                .filter(|row| row.record == *key && row.version > *after && row.operation != "audience")
+            {
+                let change = match row.operation {
+                    "create" => Change::Created,
+                    "delete" => Change::Deleted,
+                    _ => Change::Updated,
+                };
+                past.note(
+                    row.event,
+                    Some(row.content),
+                    Outcome::Applied {
+                        change,
+                        version: row.version,
+                    },
+                );
+            }
+            for (event, (_, content, outcome)) in
+                self.outcomes.iter().filter(|(_, (record, ..))| record == key)
+            {
+                if repeatable(outcome) {
+                    past.note(*event, Some(*content), outcome.clone());
+                }
+            }
+        }
+        world
+    }
+
+    fn keep(&mut self, world: &World, results: Results) {
+        for key in &results.changed {
+            let state = world
+                .records
+                .get(key)
+                .and_then(|record| record.state.clone())
+                .expect("a changed state");
+            self.states.insert(key.clone(), state);
+        }
+        for row in results.feed {
+            let step = &row.step;
+            self.feed.push(Feed {
+                place: step.state.place,
+                record: row.record.clone(),
+                version: step.state.version,
+                operation: row.operation,
+                fields: step.touched.fields.clone(),
+                before: Value::Object(step.touched.before.clone()),
+                event: (BatchId(row.batch_id), row.batch_index as u32),
+                content: row.item_hash,
+                previous: step.previous_offset,
+                audience_before: step.audience_before.clone().map(|audience| audience.0),
+                audience: step.state.audience.clone().map(|audience| audience.0),
+            });
+        }
+        for row in results.outcomes {
+            let known = self.outcomes.insert(
+                row.arrived.key(),
+                (row.arrived.record(), row.arrived.content, row.outcome),
+            );
+            assert!(known.is_none(), "an item has one outcome");
+        }
+        for row in results.conflicts {
+            let sides = (
+                Value::Object(row.conflict.client_doc),
+                row.conflict.server_doc.map(Value::Object),
+            );
+            assert!(
+                self.conflicts.insert(row.conflict_id, sides).is_none(),
+                "a conflict is kept once"
+            );
+        }
+    }
+
+    /// What became of a batch's only item.
+    pub fn outcome(&self, batch: u64) -> Option<Outcome> {
+        let key = (batch_id(batch), 0);
+        if let Some((_, _, outcome)) = self.outcomes.get(&key) {
+            return Some(outcome.clone());
+        }
+        let row = self
+            .feed
+            .iter()
+            .find(|row| row.event == key && row.operation != "audience")?;
+        let change = match row.operation {
+            "create" => Change::Created,
+            "delete" => Change::Deleted,
+            _ => Change::Updated,
+        };
+        Some(Outcome::Applied {
+            change,
+            version: row.version,
+        })
+    }
+
+    /// Records by subject, for short tests.
+    pub fn state(&self, subject: &str) -> &State {
+        self.states
+            .iter()
+            .find(|(key, _)| key.subject == subject)
+            .map(|(_, state)| state)
+            .expect("a state")
+    }
+
+    /// Everything holds that a reader or a rebuild relies on.
+    pub fn check(&self) {
+        let mut last: BTreeMap<&RecordKey, &Feed> = BTreeMap::new();
+        for row in &self.feed {
+            let before = last.get(&row.record);
+            let expected = before.map_or(0, |before| before.version) + i64::from(row.operation != "audience");
+            assert_eq!(row.version, expected, "versions rise by one without gap: {row:?}");
+            assert_eq!(
+                row.previous,
+                before.map(|before| before.place.offset),
+                "each row names the one before"
+            );
+            last.insert(&row.record, row);
+        }
+        assert_eq!(last.len(), self.states.len());
+        for (key, state) in &self.states {
+            assert_eq!(
+                last[key].place, state.place,
+                "a row stands where its last change is"
+            );
+            assert_eq!(last[key].version, state.version);
+        }
+        let seen: BTreeSet<EventKey> = self
+            .feed
+            .iter()
+            .filter(|row| row.operation != "audience")
+            .map(|row| row.event)
+            .collect();
+        assert!(
+            seen.iter().all(|event| !self.outcomes.contains_key(event)),
+            "applied, or not, but not both"
+        );
+    }
+}
+
+pub fn ticket(fields: Value) -> Value {
+    let mut item = json!({ "mobile_id": TICKET });
+    item.as_object_mut()
+        .expect("an object")
+        .extend(fields.as_object().expect("an object").clone());
+    item
+}

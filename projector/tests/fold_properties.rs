@@ -1,0 +1,181 @@
+//! The fold over random histories: any chunks give what one by one gives, repeats anywhere later change nothing, and a
+//! prefix folded, then the whole again, is the whole folded.
+
+mod common;
+
+use common::*;
+use proptest::prelude::*;
+use serde_json::{Value, json};
+use tidelog_events::item::Operation;
+
+fn phone() -> impl Strategy<Value = Phone> {
+    prop_oneof![Just(ANNA), Just(ANNAS_TABLET), Just(BERT)]
+}
+
+fn subject() -> impl Strategy<Value = &'static str> {
+    prop_oneof![3 => Just(TICKET), 1 => Just(MEDIA)]
+}
+
+fn ticket_fields() -> impl Strategy<Value = Value> {
+    let description = prop_oneof![
+        Just(None),
+        Just(Some("the pump is leaking")),
+        Just(Some("the valve is stuck"))
+    ];
+    let status = prop_oneof![
+        Just(None),
+        Just(Some("NEW")),
+        Just(Some("open")),
+        Just(Some("INPROGRESS")),
+        Just(Some("CLOSED"))
+    ];
+    let comment = prop_oneof![
+        Just(None),
+        Just(Some(Value::Null)),
+        (0..3u8).prop_map(|n| Some(json!(format!("comment {n}"))))
+    ];
+    (description, status, comment).prop_map(|(description, status, comment)| {
+        let mut item = json!({});
+        if let Some(text) = description {
+            item["ticketdesc"] = text.into();
+        }
+        if let Some(text) = status {
+            item["status"] = text.into();
+        }
+        if let Some(value) = comment {
+            item["comments"] = value;
+        }
+        item
+    })
+}
+
+fn ticket_item() -> impl Strategy<Value = Sent> {
+    (phone(), subject(), 0..6i64, ticket_fields(), 0..6u8).prop_map(
+        |(phone, subject, base, mut item, dice)| {
+            item["mobile_id"] = subject.into();
+            let operation = match dice {
+                0 => Operation::Delete,
+                _ if base == 0 => Operation::Create,
+                _ => Operation::Update,
+            };
+            Sent {
+                domain: "helpdesk",
+                phone,
+                operation,
+                subject: subject.into(),
+                base,
+                item,
+                batch: 0,
+            }
+        },
+    )
+}
+
+fn journal_item() -> impl Strategy<Value = Sent> {
+    let scope = prop_oneof![Just("private"), Just("team"), Just("shared"), Just("manager")];
+    (phone(), any::<bool>(), 0..4i64, scope, 0..5u8).prop_map(|(phone, is_media, base, scope, dice)| {
+        let (domain, subject) = if is_media { ("journal-media", MEDIA) } else { ("journal", ENTRY) };
+        let item = if is_media {
+            json!({"mobile_id": MEDIA, "journal_entry": ENTRY, "media_type": "PHOTO", "original_filename": "a", "mime_type": "image/png", "display_order": base})
+        } else {
+            json!({"mobile_id": ENTRY, "entry_type": "gratitude", "timestamp": "2026-01-01T00:00:00Z", "privacy_scope": scope, "team_members": ["bert"]})
+        };
+        let operation = match dice {
+            0 => Operation::Delete,
+            _ if base == 0 => Operation::Create,
+            _ => Operation::Update,
+        };
+        Sent { domain, phone, operation, subject: subject.into(), base, item, batch: 0 }
+    })
+}
+
+fn session_item() -> impl Strategy<Value = Sent> {
+    (phone(), 0..3u8).prop_map(|(phone, n)| Sent {
+        domain: "sessions",
+        phone,
+        operation: Operation::Append,
+        subject: format!("{}/s", phone.user),
+        base: 0,
+        item: json!({"session_id": "s", "event_count": n}),
+        batch: 0,
+    })
+}
+
+/// A history: items in their own batches, some of them events appended again, some the same items under a new batch.
+fn history(item: impl Strategy<Value = Sent>) -> impl Strategy<Value = Vec<Sent>> {
+    let step = (item, any::<prop::sample::Index>(), 0..8u8);
+    prop::collection::vec(step, 1..40).prop_map(|steps| {
+        let mut history: Vec<Sent> = Vec::new();
+        for (number, (mut sent, earlier, dice)) in steps.into_iter().enumerate() {
+            sent.batch = number as u64;
+            let again = (!history.is_empty()).then(|| earlier.get(&history).clone());
+            history.push(match (dice, again) {
+                (0, Some(again)) => again,
+                (1, Some(again)) => Sent {
+                    batch: number as u64,
+                    ..again
+                },
+                _ => sent,
+            });
+        }
+        history
+    })
+}
+
+fn folded(log: &Log, count: usize, sizes: &[usize]) -> Shelf {
+    let mut shelf = Shelf::default();
+    shelf.fold(&log.registry, &log.events[..count], sizes);
+    shelf
+}
+
+fn holds(history: &[Sent], sizes: &[usize], cut: usize, repeats: &[prop::sample::Index]) {
+    let mut log = Log::new();
+    for sent in history {
+        log.append(sent);
+    }
+    let count = log.events.len();
+    let one_by_one = folded(&log, count, &vec![1; count]);
+    one_by_one.check();
+    assert_eq!(
+        folded(&log, count, sizes),
+        one_by_one,
+        "any chunks give what one by one gives"
+    );
+    assert_eq!(
+        folded(&log, count, &[count]),
+        one_by_one,
+        "one chunk gives what one by one gives"
+    );
+
+    // A worker that begins at an old position folds again what it has folded.
+    let cut = cut % count;
+    let mut again = folded(&log, count, sizes);
+    again.fold(&log.registry, &log.events[cut..], sizes);
+    assert_eq!(again, one_by_one, "folding a range again changes nothing");
+
+    // The same events appended again, later in the log.
+    for index in repeats {
+        log.append(index.get(history));
+    }
+    let repeated = folded(&log, log.events.len(), sizes);
+    assert_eq!(repeated, one_by_one, "events repeated later change nothing");
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig { cases: 1500, ..ProptestConfig::default() })]
+
+    #[test]
+    fn tickets(history in history(ticket_item()), sizes in prop::collection::vec(1usize..7, 1..8), cut in 0usize..40, repeats in prop::collection::vec(any::<prop::sample::Index>(), 0..6)) {
+        holds(&history, &sizes, cut, &repeats);
+    }
+
+    #[test]
+    fn journals_with_media(history in history(journal_item()), sizes in prop::collection::vec(1usize..7, 1..8), cut in 0usize..40, repeats in prop::collection::vec(any::<prop::sample::Index>(), 0..6)) {
+        holds(&history, &sizes, cut, &repeats);
+    }
+
+    #[test]
+    fn sessions(history in history(session_item()), sizes in prop::collection::vec(1usize..7, 1..8), cut in 0usize..40, repeats in prop::collection::vec(any::<prop::sample::Index>(), 0..6)) {
+        holds(&history, &sizes, cut, &repeats);
+    }
+}

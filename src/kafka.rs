@@ -1,0 +1,157 @@
+//! What this program asks a Kafka cluster about itself: topics, end offsets. Reading and writing records is the
+//! crates' to do. Librdkafka's calls block, so each runs on a thread that may.
+
+use std::collections::BTreeMap;
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
+
+use anyhow::{Context, Result};
+use rdkafka::client::ClientContext;
+use rdkafka::config::{ClientConfig, RDKafkaLogLevel};
+use rdkafka::consumer::{BaseConsumer, Consumer, ConsumerContext};
+use rdkafka::{Offset, TopicPartitionList};
+use tidelog_events::position::TopicPartition;
+
+use crate::settings::KafkaSettings;
+
+/// How long the cluster may take to answer.
+const TIMEOUT: Duration = Duration::from_secs(5);
+
+/// A cluster, asked.
+#[derive(Clone)]
+pub(crate) struct Cluster {
+    client: Arc<BaseConsumer<Said>>,
+    brokers: String,
+}
+
+/// What the cluster says of itself.
+#[derive(Debug, Default)]
+pub(crate) struct Metadata {
+    /// How many brokers it has.
+    pub(crate) brokers: usize,
+    /// Its topics.
+    pub(crate) topics: BTreeMap<String, Topic>,
+}
+
+/// What it says of a topic.
+#[derive(Debug, Default, Clone)]
+pub(crate) struct Topic {
+    /// Each partition's number of copies.
+    pub(crate) replicas: BTreeMap<i32, usize>,
+    /// Whether every partition has a leader.
+    pub(crate) led: bool,
+}
+
+/// What every client of the cluster starts from.
+pub(crate) fn client_config(settings: &KafkaSettings, use_of: &str) -> ClientConfig {
+    let mut config = ClientConfig::new();
+    config
+        .set("bootstrap.servers", &settings.kafka_brokers)
+        .set("client.id", format!("tidelog-{use_of}"));
+    config
+}
+
+impl Cluster {
+    /// Connects when first asked.
+    pub(crate) fn new(settings: &KafkaSettings, use_of: &str) -> Result<Self> {
+        let mut config = client_config(settings, use_of);
+        // One that only asks has nothing to say by itself.
+        config.set_log_level(RDKafkaLogLevel::Error);
+        let client = config
+            .create_with_context(Said::default())
+            .context("cannot make a Kafka client")?;
+        Ok(Self {
+            client: Arc::new(client),
+            brokers: settings.kafka_brokers.clone(),
+        })
+    }
+
+    /// Brokers and topics.
+    pub(crate) async fn metadata(&self) -> Result<Metadata> {
+        self.ask(|client| {
+            let said = client.fetch_metadata(None, TIMEOUT)?;
+            let topics = said
+                .topics()
+                .iter()
+                .filter(|topic| topic.error().is_none())
+                .map(|topic| {
+                    let partitions = topic.partitions();
+                    let replicas = partitions.iter().map(|p| (p.id(), p.replicas().len())).collect();
+                    let led = partitions
+                        .iter()
+                        .all(|p| p.leader() >= 0 && p.error().is_none());
+                    (topic.name().to_owned(), Topic { replicas, led })
+                });
+            Ok(Metadata {
+                brokers: said.brokers().len(),
+                topics: topics.collect(),
+            })
+        })
+        .await
+    }
+
+    /// The offset after the last record of each partition, all asked at once.
+    pub(crate) async fn end_offsets(
+        &self,
+        partitions: Vec<TopicPartition>,
+    ) -> Result<BTreeMap<TopicPartition, i64>> {
+        if partitions.is_empty() {
+            return Ok(BTreeMap::new());
+        }
+        self.ask(move |client| {
+            let mut wanted = TopicPartitionList::with_capacity(partitions.len());
+            for at in &partitions {
+                // Where a time is asked for, the end has a number of its own (KIP-79).
+                wanted.add_partition_offset(&at.topic, at.partition, Offset::End)?;
+            }
+            let found = client.offsets_for_times(wanted, TIMEOUT)?;
+            let mut ends = BTreeMap::new();
+            for element in found.elements() {
+                element.error()?;
+                if let Offset::Offset(end) = element.offset() {
+                    let (topic, partition) = (element.topic().to_owned(), element.partition());
+                    ends.insert(TopicPartition { topic, partition }, end);
+                }
+            }
+            Ok(ends)
+        })
+        .await
+    }
+
+    async fn ask<T: Send + 'static>(
+        &self,
+        question: impl FnOnce(&BaseConsumer<Said>) -> rdkafka::error::KafkaResult<T> + Send + 'static,
+    ) -> Result<T> {
+        let client = self.client.clone();
+        let answer = tokio::task::spawn_blocking(move || question(&client)).await?;
+        answer.map_err(|error| {
+            let said = self.client.context().last();
+            let said = said.map(|said| format!(" ({said})")).unwrap_or_default();
+            anyhow::anyhow!(
+                "Kafka at {} does not answer: {error}{said}: is it up, and is kafka_brokers right?",
+                self.brokers
+            )
+        })
+    }
+}
+
+/// Keeps the last error that librdkafka logged: its calls only say "transport failure".
+#[derive(Default)]
+struct Said(Mutex<Option<String>>);
+
+impl Said {
+    fn last(&self) -> Option<String> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+}
+
+impl ClientContext for Said {
+    fn log(&self, _: RDKafkaLogLevel, _: &str, message: &str) {
+        tracing::debug!(target: "librdkafka", "{message}");
+        // After "[thrd:…]: ".
+        let text = message.split_once("]: ").map_or(message, |(_, text)| text);
+        *self.0.lock().unwrap_or_else(PoisonError::into_inner) = Some(text.to_owned());
+    }
+}
+
+impl ConsumerContext for Said {}

@@ -1,0 +1,88 @@
+//! How commands print what they found: for people, or as one JSON document for programs, both on stdout.
+//! Progress and complaints are not output; they go to stderr.
+
+use std::io::{self, Write};
+
+use anyhow::{Context, Result};
+use clap::{Args, ValueEnum};
+use serde::Serialize;
+
+/// What a command prints its result as.
+#[derive(Args, Clone, Copy, Debug)]
+pub(crate) struct OutputArgs {
+    /// Form of the result on stdout
+    #[arg(long, value_name = "FORM", default_value = "text")]
+    pub(crate) output: Output,
+}
+
+/// The form of a result.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub(crate) enum Output {
+    /// For people
+    Text,
+    /// One JSON document
+    Json,
+}
+
+impl Output {
+    /// Prints a result: its text, or itself as JSON.
+    pub(crate) fn print<T: Serialize>(self, result: &T, text: impl FnOnce(&T) -> String) -> Result<()> {
+        let mut shown = match self {
+            Output::Text => text(result),
+            Output::Json => serde_json::to_string_pretty(result)?,
+        };
+        if !shown.is_empty() && !shown.ends_with('\n') {
+            shown.push('\n');
+        }
+        write(&shown)
+    }
+}
+
+/// Writes to stdout. A reader that has gone (`| head`) wants no more: that is no error.
+fn write(text: &str) -> Result<()> {
+    let mut out = io::stdout().lock();
+    match out.write_all(text.as_bytes()).and_then(|()| out.flush()) {
+        Err(error) if error.kind() != io::ErrorKind::BrokenPipe => {
+            Err(error).context("cannot write to stdout")
+        }
+        _ => Ok(()),
+    }
+}
+
+/// Rows under a heading, in columns as wide as they need; `right` names the columns of numbers.
+pub(crate) fn table<const N: usize>(heading: [&str; N], right: [bool; N], rows: &[[String; N]]) -> String {
+    let width = |column: usize| {
+        rows.iter()
+            .map(|row| row[column].chars().count())
+            .fold(heading[column].len(), usize::max)
+    };
+    let widths: [usize; N] = std::array::from_fn(width);
+    let mut text = String::new();
+    for row in std::iter::once(heading.map(str::to_owned)).chain(rows.iter().cloned()) {
+        let cells = (0..N).map(|i| {
+            let (cell, width) = (&row[i], widths[i]);
+            if right[i] {
+                format!("{cell:>width$}")
+            } else {
+                format!("{cell:<width$}")
+            }
+        });
+        text.push_str(cells.collect::<Vec<_>>().join("  ").trim_end());
+        text.push('\n');
+    }
+    text
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn columns_are_as_wide_as_they_need() {
+        let rows = [["a".into(), "7".into()], ["long name".into(), "1000".into()]];
+        assert_eq!(
+            table(["topic", "lag"], [false, true], &rows),
+            "topic       lag\na             7\nlong name  1000\n"
+        );
+    }
+}

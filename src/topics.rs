@@ -1,0 +1,348 @@
+//! `tidelog topics`: makes the topics that are missing, and compares the others with what they should be.
+//!
+//! What exists is never altered: more partitions would part a record from its history, and a setting that someone
+//! chose by hand was chosen for a reason. It says what differs and how to change it.
+
+use std::collections::BTreeMap;
+use std::fmt;
+use std::process::ExitCode;
+use std::time::{Duration, Instant};
+
+use anyhow::{Context, Result, bail};
+use clap::Args;
+use rdkafka::admin::{AdminClient, AdminOptions, NewTopic, ResourceSpecifier, TopicReplication};
+use rdkafka::client::DefaultClientContext;
+use rdkafka::types::RDKafkaErrorCode;
+use serde::Serialize;
+use tidelog_events::domain::Registry;
+use tidelog_events::{DEAD_LETTER_TOPIC, topic_name};
+
+use crate::domains;
+use crate::kafka::{Cluster, Metadata, client_config};
+use crate::output::OutputArgs;
+use crate::settings::{DomainSettings, KafkaSettings, TopicSettings};
+
+/// How long the controller may take.
+const TIMEOUT: Duration = Duration::from_secs(30);
+/// The exit code when topics are not as they should be.
+const EXIT_DIFFERS: u8 = 3;
+
+/// Makes the topics that are missing and reports differences of the others
+#[derive(Args, Clone, Debug)]
+#[command(
+    long_about = "Makes the topics that are missing: one a domain and one for dead letters, kept for ever, with the \
+                  broker's time. Reports where existing ones differ; alters nothing.",
+    after_help = "Examples:\n  tidelog topics --partitions 12\n  tidelog topics --check --output json\n\nExit codes:\n  \
+                  0  every topic is as it should be\n  \
+                  1  failed, for example because Kafka is away\n  \
+                  2  wrong command line or setting\n  \
+                  3  existing topics differ, or, with --check, some are missing"
+)]
+pub(crate) struct TopicsArgs {
+    /// Make nothing, only report
+    #[arg(long)]
+    check: bool,
+    #[command(flatten)]
+    kafka: KafkaSettings,
+    #[command(flatten)]
+    topics: TopicSettings,
+    #[command(flatten)]
+    domains: DomainSettings,
+    #[command(flatten)]
+    output: OutputArgs,
+}
+
+/// What became of the topics.
+#[derive(Debug, Default, Serialize)]
+pub(crate) struct Report {
+    /// Made.
+    pub(crate) created: Vec<String>,
+    /// Not there, and with `--check` not made.
+    pub(crate) missing: Vec<String>,
+    /// There and as it should be.
+    pub(crate) unchanged: Vec<String>,
+    /// There and different.
+    pub(crate) differences: Vec<Difference>,
+}
+
+/// A topic that is not as it should be.
+#[derive(Debug, PartialEq, Eq, Serialize)]
+pub(crate) struct Difference {
+    /// The topic.
+    pub(crate) topic: String,
+    /// What of it: `partitions`, `replication_factor`, or a topic configuration.
+    pub(crate) property: String,
+    /// What it is.
+    pub(crate) found: String,
+    /// What it should be.
+    pub(crate) expected: String,
+}
+
+impl fmt::Display for Difference {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Difference {
+            topic,
+            property,
+            found,
+            expected,
+        } = self;
+        write!(f, "{topic}: {property} is {found}, not {expected}")?;
+        match property.as_str() {
+            "partitions" => write!(
+                f,
+                " (changing it would part records from their history: set partitions = {found})"
+            ),
+            "replication_factor" => write!(f, " (kafka-reassign-partitions.sh changes it)"),
+            _ => write!(
+                f,
+                " (kafka-configs.sh --alter --topic {topic} --add-config {property}={expected})"
+            ),
+        }
+    }
+}
+
+/// Runs the command.
+pub(crate) async fn run(args: TopicsArgs) -> Result<ExitCode> {
+    let registry = domains::registry(&args.domains)?;
+    let report = ensure(&args.kafka, &args.topics, &registry, !args.check).await?;
+    args.output.output.print(&report, |report| {
+        let mut lines: Vec<String> = Vec::new();
+        lines.extend(report.created.iter().map(|topic| format!("created    {topic}")));
+        lines.extend(report.unchanged.iter().map(|topic| format!("unchanged  {topic}")));
+        lines.extend(report.missing.iter().map(|topic| format!("missing    {topic}")));
+        lines.extend(
+            report
+                .differences
+                .iter()
+                .map(|difference| format!("differs    {difference}")),
+        );
+        lines.join("\n")
+    })?;
+    let right = report.missing.is_empty() && report.differences.is_empty();
+    Ok(if right {
+        ExitCode::SUCCESS
+    } else {
+        ExitCode::from(EXIT_DIFFERS)
+    })
+}
+
+/// Makes the missing topics if `create`, waits until they can be used, and compares the others.
+pub(crate) async fn ensure(
+    kafka: &KafkaSettings,
+    settings: &TopicSettings,
+    registry: &Registry,
+    create: bool,
+) -> Result<Report> {
+    let cluster = Cluster::new(kafka, "topics")?;
+    let metadata = cluster.metadata().await?;
+    let copies = copies(settings, metadata.brokers)?;
+    let mut wanted: Vec<String> = registry.topics().into_iter().map(str::to_owned).collect();
+    wanted.push(DEAD_LETTER_TOPIC.to_owned());
+    let wanted: Vec<String> = wanted
+        .iter()
+        .map(|topic| topic_name(&kafka.topic_prefix, topic))
+        .collect();
+    let (existing, missing): (Vec<_>, Vec<_>) = wanted
+        .into_iter()
+        .partition(|topic| metadata.topics.contains_key(topic));
+
+    let admin: AdminClient<DefaultClientContext> = client_config(kafka, "topics")
+        .create()
+        .context("cannot make a Kafka client")?;
+    let mut report = Report::default();
+    if create {
+        make(&admin, &missing, settings.partitions, copies).await?;
+        wait_until_led(&cluster, &missing, settings.partitions).await?;
+        report.created = missing;
+    } else {
+        report.missing = missing;
+    }
+    report.differences = differences(&admin, &metadata, &existing, settings.partitions, copies).await?;
+    report.unchanged = existing
+        .into_iter()
+        .filter(|topic| {
+            !report
+                .differences
+                .iter()
+                .any(|difference| difference.topic == *topic)
+        })
+        .collect();
+    Ok(report)
+}
+
+/// Three copies, of which two must have a record before it counts, survive the loss of a broker without a pause.
+fn copies(settings: &TopicSettings, brokers: usize) -> Result<i32> {
+    let brokers = i32::try_from(brokers).unwrap_or(i32::MAX).max(1);
+    let copies = settings.replication_factor.unwrap_or(brokers.min(3));
+    if copies > brokers {
+        bail!("replication_factor is {copies}, but the cluster has {brokers} brokers: lower it or add brokers");
+    }
+    Ok(copies)
+}
+
+/// The configuration of every topic. The log is the truth: nothing expires, nothing is compacted, and the time is
+/// the log's own.
+fn configuration(copies: i32) -> [(&'static str, &'static str); 4] {
+    [
+        ("message.timestamp.type", "LogAppendTime"),
+        ("retention.ms", "-1"),
+        ("cleanup.policy", "delete"),
+        ("min.insync.replicas", if copies >= 3 { "2" } else { "1" }),
+    ]
+}
+
+async fn make(
+    admin: &AdminClient<DefaultClientContext>,
+    topics: &[String],
+    partitions: i32,
+    copies: i32,
+) -> Result<()> {
+    let new: Vec<NewTopic<'_>> = topics
+        .iter()
+        .map(|topic| {
+            configuration(copies).iter().fold(
+                NewTopic::new(topic, partitions, TopicReplication::Fixed(copies)),
+                |new, (name, value)| new.set(name, value),
+            )
+        })
+        .collect();
+    if new.is_empty() {
+        return Ok(());
+    }
+    let made = admin
+        .create_topics(&new, &options())
+        .await
+        .context("cannot make topics")?;
+    for topic in made {
+        match topic {
+            // Another run was quicker.
+            Ok(_) | Err((_, RDKafkaErrorCode::TopicAlreadyExists)) => {}
+            Err((topic, code)) => {
+                bail!(
+                    "cannot make the topic {topic}: {code}. May this user create topics, and is there room?"
+                )
+            }
+        }
+    }
+    Ok(())
+}
+
+/// A topic that was just made is not known to every broker at once.
+async fn wait_until_led(cluster: &Cluster, topics: &[String], partitions: i32) -> Result<()> {
+    if topics.is_empty() {
+        return Ok(());
+    }
+    let deadline = Instant::now() + TIMEOUT;
+    loop {
+        let metadata = cluster.metadata().await?;
+        let usable = |topic: &&String| {
+            let found = metadata.topics.get(*topic);
+            found.is_some_and(|found| {
+                found.led && found.replicas.len() >= usize::try_from(partitions).unwrap_or(0)
+            })
+        };
+        match topics.iter().find(|topic| !usable(topic)) {
+            None => return Ok(()),
+            Some(topic) if Instant::now() > deadline => bail!(
+                "the topic {topic} was made, but not all of its partitions have a leader after {} s: are all brokers up?",
+                TIMEOUT.as_secs()
+            ),
+            Some(_) => tokio::time::sleep(Duration::from_millis(50)).await,
+        }
+    }
+}
+
+async fn differences(
+    admin: &AdminClient<DefaultClientContext>,
+    metadata: &Metadata,
+    topics: &[String],
+    partitions: i32,
+    copies: i32,
+) -> Result<Vec<Difference>> {
+    if topics.is_empty() {
+        return Ok(Vec::new());
+    }
+    let resources: Vec<ResourceSpecifier<'_>> = topics
+        .iter()
+        .map(|topic| ResourceSpecifier::Topic(topic))
+        .collect();
+    let described = admin
+        .describe_configs(&resources, &options())
+        .await
+        .context("cannot read the topics' configuration")?;
+    let mut differences = Vec::new();
+    for (topic, described) in topics.iter().zip(described) {
+        let described = described
+            .map_err(|code| anyhow::anyhow!("cannot read the configuration of the topic {topic}: {code}"))?;
+        let found: BTreeMap<&str, String> = described
+            .entries
+            .iter()
+            .map(|entry| (entry.name.as_str(), entry.value.clone().unwrap_or_default()))
+            .collect();
+        let shape = &metadata.topics[topic].replicas;
+        let least = shape.values().min().copied().unwrap_or(0);
+        let mut compare = |property: &str, found: String, expected: String| {
+            if found != expected {
+                differences.push(Difference {
+                    topic: topic.clone(),
+                    property: property.to_owned(),
+                    found,
+                    expected,
+                });
+            }
+        };
+        compare("partitions", shape.len().to_string(), partitions.to_string());
+        compare("replication_factor", least.to_string(), copies.to_string());
+        for (name, expected) in configuration(copies) {
+            compare(
+                name,
+                found.get(name).cloned().unwrap_or_default(),
+                expected.to_owned(),
+            );
+        }
+    }
+    Ok(differences)
+}
+
+fn options() -> AdminOptions {
+    AdminOptions::new()
+        .request_timeout(Some(TIMEOUT))
+        .operation_timeout(Some(TIMEOUT))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn settings(replication_factor: Option<i32>) -> TopicSettings {
+        TopicSettings {
+            partitions: 6,
+            replication_factor,
+        }
+    }
+
+    #[test]
+    fn as_many_copies_as_the_cluster_can_hold_up_to_three() {
+        for (brokers, expected) in [(1, 1), (2, 2), (3, 3), (9, 3)] {
+            assert_eq!(
+                copies(&settings(None), brokers).expect("a number of copies"),
+                expected
+            );
+        }
+        assert_eq!(copies(&settings(Some(1)), 3).expect("a number of copies"), 1);
+        let error = copies(&settings(Some(3)), 1).expect_err("too many").to_string();
+        assert!(error.contains("the cluster has 1 brokers"), "{error}");
+    }
+
+    #[test]
+    fn a_difference_says_how_to_live_with_it() {
+        let difference = Difference {
+            topic: "sync.helpdesk.v1".into(),
+            property: "partitions".into(),
+            found: "12".into(),
+            expected: "6".into(),
+        };
+        let text = difference.to_string();
+        assert!(text.contains("set partitions = 12"), "{text}");
+    }
+}

@@ -9,6 +9,7 @@ use anyhow::{Context, Result};
 use rdkafka::client::ClientContext;
 use rdkafka::config::{ClientConfig, RDKafkaLogLevel};
 use rdkafka::consumer::{BaseConsumer, Consumer, ConsumerContext};
+use rdkafka::error::{KafkaError, RDKafkaErrorCode};
 use rdkafka::{Offset, TopicPartitionList};
 use tidelog_events::position::TopicPartition;
 
@@ -123,19 +124,23 @@ impl Cluster {
         question: impl FnOnce(&BaseConsumer<Said>) -> rdkafka::error::KafkaResult<T> + Send + 'static,
     ) -> Result<T> {
         let client = self.client.clone();
-        let answer = tokio::task::spawn_blocking(move || question(&client)).await?;
-        answer.map_err(|error| {
-            let said = self.client.context().last();
-            let said = said.map(|said| format!(" ({said})")).unwrap_or_default();
+        let answer = tokio::task::spawn_blocking(move || {
+            question(&client).inspect_err(|_| {
+                // Without a group there is no message to come: this fetches what librdkafka has to say.
+                while client.poll(Duration::from_millis(1)).is_some() {}
+            })
+        });
+        answer.await?.map_err(|error| {
+            let why = self.client.context().last().unwrap_or_else(|| error.to_string());
             anyhow::anyhow!(
-                "Kafka at {} does not answer: {error}{said}: is it up, and is kafka_brokers right?",
+                "Kafka at {} does not answer: is it up, and is kafka_brokers right?: {why}",
                 self.brokers
             )
         })
     }
 }
 
-/// Keeps the last error that librdkafka logged: its calls only say "transport failure".
+/// Keeps the last error that librdkafka told of: its calls only say "transport failure".
 #[derive(Default)]
 struct Said(Mutex<Option<String>>);
 
@@ -148,9 +153,13 @@ impl Said {
 impl ClientContext for Said {
     fn log(&self, _: RDKafkaLogLevel, _: &str, message: &str) {
         tracing::debug!(target: "librdkafka", "{message}");
-        // After "[thrd:…]: ".
-        let text = message.split_once("]: ").map_or(message, |(_, text)| text);
-        *self.0.lock().unwrap_or_else(PoisonError::into_inner) = Some(text.to_owned());
+    }
+
+    fn error(&self, error: KafkaError, reason: &str) {
+        // "All brokers are down" says less than why the last of them is.
+        if error.rdkafka_error_code() != Some(RDKafkaErrorCode::AllBrokersDown) {
+            *self.0.lock().unwrap_or_else(PoisonError::into_inner) = Some(reason.to_owned());
+        }
     }
 }
 

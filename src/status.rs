@@ -23,12 +23,17 @@ use crate::settings::{DatabaseSettings, DomainSettings, KafkaSettings};
 /// Shows how far the projection is behind the log
 #[derive(Args, Clone, Debug)]
 #[command(
+    long_about = "Shows how far the projection is behind the log: a line a topic, or a partition with --all. As JSON, \
+                  always every partition.",
     after_help = "Examples:\n  tidelog status\n  tidelog status --output json | jq .lag\n\nExit codes:\n  \
                   0  shown, whatever the lag\n  \
                   1  Kafka or Postgres is away, or the schema is not migrated; it says which\n  \
                   2  wrong command line or setting"
 )]
 pub(crate) struct StatusArgs {
+    /// Show every partition
+    #[arg(long)]
+    all: bool,
     #[command(flatten)]
     kafka: KafkaSettings,
     #[command(flatten)]
@@ -97,7 +102,7 @@ pub(crate) async fn run(args: StatusArgs) -> Result<()> {
             partition.topic, partition.partition, partition.next_offset
         );
     }
-    args.output.output.print(&status, text)
+    args.output.output.print(&status, |status| text(status, args.all))
 }
 
 /// Asks both sides at once.
@@ -214,38 +219,84 @@ async fn applied(
     Ok((positions, letters.get(0)))
 }
 
-fn text(status: &Status) -> String {
-    let or_dash = |text: &Option<String>| text.clone().unwrap_or_else(|| "-".into());
-    let rows: Vec<[String; 7]> = status
-        .partitions
-        .iter()
-        .map(|p| {
-            [
-                p.topic.clone(),
-                p.partition.to_string(),
-                p.next_offset.to_string(),
-                or_dash(&p.end_offset.map(|end| end.to_string())),
-                p.lag.to_string(),
-                or_dash(&p.applied_through),
-                or_dash(&p.owner),
-            ]
-        })
-        .collect();
-    let heading = [
-        "topic",
-        "partition",
-        "next offset",
-        "end offset",
-        "lag",
-        "applied through",
-        "owner",
-    ];
-    let right = [false, true, true, true, true, false, false];
+fn text(status: &Status, all: bool) -> String {
+    let heading = if all {
+        ["topic", "partition", "applied", "in the log", "lag", "applied through", "owner"]
+    } else {
+        ["topic", "partitions", "applied", "in the log", "lag", "applied through", "owners"]
+    };
+    let topics = status.partitions.chunk_by(|a, b| !all && a.topic == b.topic);
+    let rows: Vec<[String; 7]> = topics.map(|partitions| row(partitions, all)).collect();
     format!(
         "{}\n{} records applied, lag {}, {} dead letters\n",
-        table(heading, right, &rows),
+        table(heading, [false, true, true, true, true, false, false], &rows),
         status.applied,
         status.lag,
         status.dead_letters
     )
+}
+
+/// The line of one partition, or of all of a topic.
+fn row(partitions: &[Partition], all: bool) -> [String; 7] {
+    let sum = |number: fn(&Partition) -> i64| partitions.iter().map(number).sum::<i64>().to_string();
+    let owners: BTreeSet<&str> = partitions.iter().filter_map(|p| p.owner.as_deref()).collect();
+    // A topic is applied through what its last partition is applied through.
+    let through = partitions.iter().map(|p| p.applied_through.as_deref()).min().flatten();
+    let owner = match owners.len() {
+        0 => "-".to_owned(),
+        _ if all => owners.into_iter().collect(),
+        number => number.to_string(),
+    };
+    [
+        partitions[0].topic.clone(),
+        if all { partitions[0].partition } else { partitions.len() as i32 }.to_string(),
+        sum(|p| p.next_offset),
+        sum(|p| p.end_offset.unwrap_or(0)),
+        sum(|p| p.lag),
+        through.unwrap_or("-").to_owned(),
+        owner,
+    ]
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn partition(topic: &str, partition: i32, next_offset: i64, end: i64, through: Option<&str>) -> Partition {
+        Partition {
+            topic: topic.into(),
+            domains: vec![],
+            partition,
+            next_offset,
+            end_offset: Some(end),
+            lag: end - next_offset,
+            owner: Some("host-1".into()),
+            applied_through: through.map(str::to_owned),
+            beyond_end: false,
+        }
+    }
+
+    #[test]
+    fn a_topic_is_one_line_unless_all_are_asked_for() {
+        let status = Status {
+            lag: 2,
+            applied: 12,
+            dead_letters: 0,
+            missing_topics: vec![],
+            partitions: vec![
+                partition("a", 0, 5, 7, Some("2026-01-02T00:00:00.000Z")),
+                partition("a", 1, 3, 3, Some("2026-01-01T00:00:00.000Z")),
+                partition("b", 0, 4, 4, None),
+            ],
+        };
+        let (short, long) = (text(&status, false), text(&status, true));
+        let words = |line: &str| line.split_whitespace().collect::<Vec<_>>().join(" ");
+        let short: Vec<String> = short.lines().map(words).collect();
+        assert_eq!(short[1], "a 2 8 10 2 2026-01-01T00:00:00.000Z 1");
+        assert_eq!(short[2], "b 1 4 4 0 - 1");
+        assert_eq!(short[4], "12 records applied, lag 2, 0 dead letters");
+        let long: Vec<String> = long.lines().map(words).collect();
+        assert_eq!(long[1], "a 0 5 7 2 2026-01-02T00:00:00.000Z host-1");
+        assert_eq!(long.len(), 6);
+    }
 }

@@ -271,7 +271,7 @@ fn client_config(parts: &ConsumerParts) -> ClientConfig {
         .set("socket.nagle.disable", "true")
         .set("reconnect.backoff.ms", "50")
         .set("reconnect.backoff.max.ms", "2000")
-        .set("topic.metadata.refresh.interval.ms", "30000");
+        .set("topic.metadata.refresh.interval.ms", "5000");
     config
 }
 
@@ -285,6 +285,12 @@ fn deliver(consumer: &BaseConsumer<Context>, record: OwnedMessage) {
     let mut stalled = context.stalled.lock().unwrap_or_else(PoisonError::into_inner);
     if let Some(waiting) = stalled.get_mut(&topic) {
         waiting.push_back(record);
+        // Partitions that a rebalance brought meanwhile came unpaused.
+        let full = waiting.len() % LANE_QUEUE == 0;
+        drop(stalled);
+        if full {
+            pause(consumer, &topic, true);
+        }
         return;
     }
     if let Err(mpsc::error::TrySendError::Full(ToLane::Record(record))) =

@@ -1,0 +1,191 @@
+//! The paths of the read side, and the state behind them. Takes a request apart, hands it to whoever answers it, and
+//! puts the answer's headers on. Must not know what a page or a receipt is made of.
+
+use std::collections::HashMap;
+use std::sync::Arc;
+
+use bytes::Bytes;
+use deadpool_postgres::Pool;
+use http::header::{CACHE_CONTROL, CONTENT_TYPE, HeaderValue};
+use percent_encoding::percent_decode_str;
+use tidelog_events::domain::Registry;
+use tidelog_events::position::Positions;
+use tidelog_events::topic_name;
+use tidelog_http::auth::{Auth, Caller};
+use tidelog_http::prefer::{self, PREFERENCE_APPLIED, Wait};
+use tokio::sync::watch;
+use warp::filters::BoxedFilter;
+use warp::reply::Response;
+use warp::{Filter, Reply};
+
+use crate::error::FeedError;
+use crate::outcomes::OutcomeStore;
+use crate::query::Query;
+use crate::reading::{Readable, Reading};
+use crate::receipts::Receipts;
+use crate::sql::Statements;
+use crate::store::Store;
+use crate::{changes, records, wait};
+
+/// What the read side is made of.
+pub struct FeedParts {
+    /// The domains; their tables must exist.
+    pub registry: Arc<Registry>,
+    /// Connections with the search path set and [`SESSION_SETTINGS`](crate::SESSION_SETTINGS).
+    pub pool: Pool,
+    /// From [`positions::watch`](crate::positions::watch).
+    pub positions: watch::Receiver<Arc<Positions>>,
+    /// The deployment's topic prefix; empty for none.
+    pub topic_prefix: String,
+}
+
+/// The read side.
+pub struct Feed {
+    domains: HashMap<String, Readable>,
+    registry: Arc<Registry>,
+    store: Store,
+    outcomes: OutcomeStore,
+    positions: watch::Receiver<Arc<Positions>>,
+    topic_prefix: String,
+}
+
+impl Feed {
+    /// Makes the statements of every domain. Reads nothing yet: it may be there before the database is.
+    pub fn new(parts: FeedParts) -> Feed {
+        let readable = |domain: &Arc<tidelog_events::domain::Domain>| Readable {
+            topic: topic_name(&parts.topic_prefix, &domain.topic),
+            statements: Statements::of(domain),
+            domain: domain.clone(),
+        };
+        Feed {
+            domains: parts.registry.iter().map(|domain| (domain.name.clone(), readable(domain))).collect(),
+            outcomes: OutcomeStore::new(parts.pool.clone(), &parts.registry),
+            store: Store::new(parts.pool),
+            registry: parts.registry,
+            positions: parts.positions,
+            topic_prefix: parts.topic_prefix,
+        }
+    }
+
+    fn readable(&self, name: &str) -> Result<&Readable, FeedError> {
+        let name = decoded(name);
+        self.domains.get(&name).ok_or(FeedError::UnknownDomain(name))
+    }
+
+    fn reading<'a>(&'a self, from: &'a Readable, caller: &'a Caller) -> Reading<'a> {
+        let (tenant, reader) = (caller.tenant.as_str(), from.reader(caller));
+        Reading { store: &self.store, from, tenant, reader, filters: None }
+    }
+
+    /// Waits for what the query's `wait_for` names, if it names something; tells whether it did.
+    async fn waited(&self, caller: &Caller, query: &Query, wait: Wait) -> Result<bool, FeedError> {
+        let Some(appended) = query.wait_for(&caller.tenant)? else { return Ok(false) };
+        wait::until_applied(&self.positions, &self.store, &appended, wait.duration()).await?;
+        Ok(true)
+    }
+
+    async fn changes(&self, name: &str, caller: &Caller, wait: Wait, query: &Query) -> Result<Response, FeedError> {
+        let from = self.readable(name)?;
+        let asked = query.pull(&caller.tenant, &from.domain)?;
+        let waited = self.waited(caller, query, wait).await?;
+        let mut reading = self.reading(from, caller);
+        reading.filters.clone_from(&asked.filters);
+        let pulled = changes::pull(&reading, asked).await?;
+        let cursor = pulled.cursor.seal(&caller.tenant, &from.domain.name);
+        let body = pulled.page.to_json(pulled.end.has_more, pulled.end.next_timestamp, &cursor);
+        Ok(answer(body, wait, waited))
+    }
+
+    async fn record(
+        &self,
+        (name, identity): (&str, &str),
+        caller: &Caller,
+        wait: Wait,
+        query: &Query,
+    ) -> Result<Response, FeedError> {
+        let from = self.readable(name)?;
+        let waited = self.waited(caller, query, wait).await?;
+        // An identity holds `/` between its parts, and parts that are percent-encoded themselves: it may come as it
+        // is, as the rest of the path, or encoded once more as a single segment.
+        let spellings = [identity.to_owned(), decoded(identity)];
+        let body = records::find(&self.reading(from, caller), &spellings).await?;
+        Ok(answer(body, wait, waited))
+    }
+
+    async fn receipt(&self, id: &str, caller: &Caller) -> Result<String, FeedError> {
+        let receipts = Receipts {
+            store: &self.store,
+            outcomes: &self.outcomes,
+            registry: &self.registry,
+            topic_prefix: &self.topic_prefix,
+        };
+        receipts.resolve(caller, id).await
+    }
+}
+
+/// Every path of the read side, each with and without a trailing slash.
+pub fn routes(feed: Arc<Feed>, auth: Auth) -> BoxedFilter<(Response,)> {
+    let feed = warp::any().map(move || feed.clone());
+    let api = warp::path!("api" / "v1" / ..);
+    let query = warp::query::<Vec<(String, String)>>().map(Query);
+
+    let receipt = api
+        .and(warp::path!("sync" / "batches" / String))
+        .and(warp::get())
+        .and(auth.caller())
+        .and(feed.clone())
+        .then(|id: String, caller: Caller, feed: Arc<Feed>| async move {
+            told(feed.receipt(&id, &caller).await.map(json))
+        });
+    let changes = api
+        .and(warp::path!(String / "changes"))
+        .and(warp::get())
+        .and(auth.caller())
+        .and(prefer::wait())
+        .and(query)
+        .and(feed.clone())
+        .then(|name: String, caller: Caller, wait: Wait, query: Query, feed: Arc<Feed>| async move {
+            told(feed.changes(&name, &caller, wait, &query).await)
+        });
+    let record = api
+        .and(warp::path!(String / "records" / ..))
+        .and(warp::path::tail())
+        .and_then(|name: String, tail: warp::path::Tail| async move {
+            let identity = tail.as_str().strip_suffix('/').unwrap_or(tail.as_str()).to_owned();
+            // Nothing after `records/` is no path of ours.
+            if identity.is_empty() { Err(warp::reject::not_found()) } else { Ok((name, identity)) }
+        })
+        .and(warp::get())
+        .and(auth.caller())
+        .and(prefer::wait())
+        .and(query)
+        .and(feed)
+        .then(|path: (String, String), caller: Caller, wait: Wait, query: Query, feed: Arc<Feed>| async move {
+            told(feed.record((&path.0, &path.1), &caller, wait, &query).await)
+        });
+    receipt.or(changes).unify().or(record).unify().boxed()
+}
+
+fn told(result: Result<Response, FeedError>) -> Response {
+    result.unwrap_or_else(|error| error.problem().into_response())
+}
+
+fn answer(body: String, wait: Wait, waited: bool) -> Response {
+    let mut response = json(body);
+    if let Some(applied) = wait.applied().filter(|_| waited) {
+        response.headers_mut().insert(PREFERENCE_APPLIED, applied);
+    }
+    response
+}
+
+/// An answer is one caller's, of one moment.
+fn json(body: String) -> Response {
+    let mut response = Response::new(Bytes::from(body).into());
+    response.headers_mut().insert(CONTENT_TYPE, HeaderValue::from_static("application/json"));
+    response.headers_mut().insert(CACHE_CONTROL, HeaderValue::from_static("no-store"));
+    response
+}
+
+fn decoded(part: &str) -> String {
+    percent_decode_str(part).decode_utf8_lossy().into_owned()
+}

@@ -91,6 +91,12 @@ impl Cluster {
         .await
     }
 
+    /// Whether the cluster answers within `patience`. Asks about one topic, since a cluster may have thousands.
+    pub(crate) async fn answers(&self, topic: String, patience: Duration) -> bool {
+        let asked = self.ask(move |client| client.fetch_metadata(Some(&topic), patience).map(|_| ()));
+        asked.await.is_ok()
+    }
+
     /// The offset after the last record of each partition, all asked at once.
     pub(crate) async fn end_offsets(
         &self,

@@ -6,11 +6,18 @@ mod check_domain;
 mod database;
 mod dev;
 mod domains;
+mod gateway;
+mod health;
+mod ingest;
 mod kafka;
 mod logging;
 mod migrate;
 mod output;
+mod preflight;
+mod project;
+mod serve;
 mod settings;
+mod shutdown;
 mod stack;
 mod status;
 mod token;
@@ -39,6 +46,9 @@ enum Command {
         #[command(flatten)]
         dev: dev::DevArgs,
     },
+    Serve(serve::ServeArgs),
+    Ingest(ingest::IngestArgs),
+    Project(project::ProjectArgs),
     Migrate(migrate::MigrateArgs),
     Topics(topics::TopicsArgs),
     Status(status::StatusArgs),
@@ -58,8 +68,12 @@ async fn main() -> ExitCode {
     let done = |()| ExitCode::SUCCESS;
     let ended = match cli.command {
         Command::Dev { dev, domains } => {
-            dev::run(dev, async |_| { let _ = &domains; anyhow::bail!("wip") }).await.map(done)
+            let serve = async |env| serve::under_dev(env, domains).await;
+            dev::run(dev, serve).await.map(done)
         }
+        Command::Serve(args) => serve::serve(args).await.map(done),
+        Command::Ingest(args) => ingest::ingest(args).await.map(done),
+        Command::Project(args) => project::project(args).await.map(done),
         Command::Migrate(args) => migrate::run(args).await.map(done),
         Command::Topics(args) => topics::run(args).await,
         Command::Status(args) => status::run(args).await.map(done),

@@ -59,6 +59,13 @@ pub(crate) struct Status {
     pub(crate) partitions: Vec<Partition>,
 }
 
+impl Status {
+    /// Whether every partition that is there is this projector's.
+    pub(crate) fn owned_by(&self, instance: &str) -> bool {
+        self.missing_topics.is_empty() && self.partitions.iter().all(|p| p.owner.as_deref() == Some(instance))
+    }
+}
+
 /// One partition.
 #[derive(Debug, Serialize)]
 pub(crate) struct Partition {

@@ -337,3 +337,17 @@ fn comparison(domain: &Domain, filter: &Filter, value: &str) -> String {
 fn literal(text: &str) -> String {
     format!("'{}'", text.replace('\'', "''"))
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use tidelog_events::domain::Registry;
+
+    #[test]
+    fn print() {
+        let registry = Registry::shipped();
+        let s = Statements::of(registry.by_name(&std::env::var("DOM").unwrap_or("helpdesk".into())).expect("x"));
+        println!("-----follow\n{}\n-----walk\n{}\n-----since\n{}\n-----record\n{}\n-----", s.follow, s.walk_next, s.since, s.record);
+        println!("-----outcomes\n{}\n-----", all_outcomes(registry.iter().map(|d| Statements::of(d)).collect::<Vec<_>>().iter()));
+    }
+}

@@ -119,7 +119,9 @@ impl<F: FindOutcomes> Answers<F> {
         let covered = positions.wait_for(|positions| positions.cover(&taken.appended));
         // Even a deadline that has passed finds what is there already.
         tokio::time::timeout_at(deadline, covered).await.ok()?.ok()?;
-        let reading = self.outcomes.of_batch(&taken.identity.tenant, taken.identity.batch);
+        let reading = self
+            .outcomes
+            .of_batch(&taken.identity.tenant, taken.identity.batch);
         match tokio::time::timeout(READING, reading).await {
             Ok(Ok(outcomes)) if outcomes.len() >= taken.appended_items as usize => Some(outcomes),
             Ok(Ok(outcomes)) => {

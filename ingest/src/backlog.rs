@@ -49,11 +49,16 @@ impl Backlog {
         queue.bytes += record.weight();
         queue.records.push_back(record);
         while queue.bytes > self.limit {
-            let Some(oldest) = queue.records.pop_front() else { break };
+            let Some(oldest) = queue.records.pop_front() else {
+                break;
+            };
             queue.bytes -= oldest.weight();
             let dropped = self.dropped.fetch_add(1, Ordering::Relaxed) + 1;
             if dropped.is_power_of_two() {
-                tracing::warn!(dropped, "records of batches are dropped: Postgres is away for too long");
+                tracing::warn!(
+                    dropped,
+                    "records of batches are dropped: Postgres is away for too long"
+                );
             }
         }
         !std::mem::replace(&mut queue.drained, true)
@@ -147,8 +152,9 @@ mod tests {
         let first = backlog.pop().expect("a record");
         assert_eq!(first.identity.key, "b");
         backlog.put_back(first);
-        let order: Vec<String> =
-            std::iter::from_fn(|| backlog.pop()).map(|record| record.identity.key).collect();
+        let order: Vec<String> = std::iter::from_fn(|| backlog.pop())
+            .map(|record| record.identity.key)
+            .collect();
         assert_eq!(order, ["b", "c"]);
         assert!(backlog.push(record("d")), "the task had ended");
     }

@@ -63,7 +63,10 @@ mod tests {
         assert!(breaker.failed(at(500)));
         assert!(!breaker.admits(at(1499)));
         assert!(breaker.admits(at(1500)));
-        assert!(!breaker.admits(at(1501)), "one attempt finds out, not all of them");
+        assert!(
+            !breaker.admits(at(1501)),
+            "one attempt finds out, not all of them"
+        );
         assert!(!breaker.failed(at(2000)));
         assert!(breaker.admits(at(3000)));
         assert!(breaker.worked());

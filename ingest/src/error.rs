@@ -75,10 +75,12 @@ impl From<IngestError> for Problem {
         let retry_after = error.retry_after().unwrap_or(1);
         match &error {
             IngestError::NoBatch(BatchError::TooMany { .. }) => Problem::payload_too_large(detail),
-            IngestError::NoBatch(BatchError::Malformed { line, column, .. }) => {
-                Problem::bad_request(detail).with("line", *line).with("column", *column)
+            IngestError::NoBatch(BatchError::Malformed { line, column, .. }) => Problem::bad_request(detail)
+                .with("line", *line)
+                .with("column", *column),
+            IngestError::NoBatch(BatchError::Member(_)) | IngestError::NoDevice => {
+                Problem::bad_request(detail)
             }
-            IngestError::NoBatch(BatchError::Member(_)) | IngestError::NoDevice => Problem::bad_request(detail),
             IngestError::OtherDevice => Problem::forbidden(detail),
             IngestError::OtherBody => Problem::unprocessable(
                 "idempotency-key-reused",
@@ -122,12 +124,19 @@ mod tests {
             (IngestError::Undelivered, 503, Some(2)),
             (IngestError::Internal, 500, None),
         ] {
-            assert_eq!((error.status().as_u16(), error.retry_after()), (status, retry), "{error:?}");
+            assert_eq!(
+                (error.status().as_u16(), error.retry_after()),
+                (status, retry),
+                "{error:?}"
+            );
             let problem = Problem::from(error.clone());
             assert_eq!(problem.status(), error.status(), "{error:?}");
             assert_eq!(problem.is_retryable(), retry.is_some(), "{error:?}");
             let response: http::Response<bytes::Bytes> = problem.to_response();
-            let header = response.headers().get("retry-after").map(|value| value.to_str().expect("text").to_owned());
+            let header = response
+                .headers()
+                .get("retry-after")
+                .map(|value| value.to_str().expect("text").to_owned());
             assert_eq!(header, retry.map(|seconds| seconds.to_string()), "{error:?}");
         }
     }

@@ -125,7 +125,11 @@ mod tests {
 
     #[test]
     fn a_retry_is_the_same_batch_and_another_key_is_another() {
-        let id = |key, body| Incoming::of(&post(Some("phone-1"), key, body)).expect("a batch").identity;
+        let id = |key, body| {
+            Incoming::of(&post(Some("phone-1"), key, body))
+                .expect("a batch")
+                .identity
+        };
         let first = id(None, r#"{"entries":[{"a":1}]}"#);
         let again = id(None, r#"{"sent_at":"2026-01-01T00:00:00Z","entries":[{"a": 1}]}"#);
         assert_eq!((&first.key, first.batch), (&again.key, again.batch));

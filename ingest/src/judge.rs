@@ -121,8 +121,14 @@ mod tests {
 
     #[test]
     fn without_sent_at_nothing_is_moved_but_the_future_ends() {
-        assert_eq!(corrected(None, Some("2026-06-01T09:00:00Z")), at("2026-06-01T09:00:00Z"));
-        assert_eq!(corrected(None, Some("2031-01-01T00:00:00Z")), at("2026-06-01T12:00:00Z"));
+        assert_eq!(
+            corrected(None, Some("2026-06-01T09:00:00Z")),
+            at("2026-06-01T09:00:00Z")
+        );
+        assert_eq!(
+            corrected(None, Some("2031-01-01T00:00:00Z")),
+            at("2026-06-01T12:00:00Z")
+        );
         assert_eq!(
             corrected(Some("2026-06-01T10:00:00Z"), Some("2026-06-01T10:00:01Z")),
             at("2026-06-01T12:00:00Z")
@@ -132,7 +138,10 @@ mod tests {
     #[test]
     fn an_item_without_a_time_happened_on_arrival() {
         assert_eq!(corrected(None, None), at("2026-06-01T12:00:00Z"));
-        assert_eq!(corrected(Some("2026-06-01T10:00:00Z"), None), at("2026-06-01T12:00:00Z"));
+        assert_eq!(
+            corrected(Some("2026-06-01T10:00:00Z"), None),
+            at("2026-06-01T12:00:00Z")
+        );
     }
 
     proptest! {

@@ -66,7 +66,10 @@ impl ProducerConfig {
             .set("acks", "all")
             // Java clients choose the same partition for a key.
             .set("partitioner", "murmur2_random")
-            .set("message.timeout.ms", self.delivery_timeout.as_millis().to_string())
+            .set(
+                "message.timeout.ms",
+                self.delivery_timeout.as_millis().to_string(),
+            )
             .set("queue.buffering.max.messages", self.queue_records.to_string())
             .set("queue.buffering.max.kbytes", self.queue_kbytes.to_string());
         native.set_log_level(RDKafkaLogLevel::Info);
@@ -100,7 +103,9 @@ impl Generation {
 
     fn inner(&self) -> &ThreadedProducer<Reports> {
         // Taken by `drop` alone.
-        self.0.as_ref().expect("a generation has its producer until it is dropped")
+        self.0
+            .as_ref()
+            .expect("a generation has its producer until it is dropped")
     }
 }
 
@@ -168,7 +173,10 @@ impl Producer {
     }
 
     fn generation(&self) -> Arc<Generation> {
-        self.current.read().unwrap_or_else(PoisonError::into_inner).clone()
+        self.current
+            .read()
+            .unwrap_or_else(PoisonError::into_inner)
+            .clone()
     }
 
     /// Puts a new generation in the place of one that is dead, unless another batch has done so already.
@@ -190,7 +198,9 @@ impl Producer {
 
 impl std::fmt::Debug for Producer {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.debug_struct("Producer").field("healthy", &self.healthy()).finish_non_exhaustive()
+        f.debug_struct("Producer")
+            .field("healthy", &self.healthy())
+            .finish_non_exhaustive()
     }
 }
 
@@ -213,7 +223,10 @@ impl Sending<'_> {
     ) -> Result<(), IngestError> {
         let mut native = OwnedHeaders::new_with_capacity(headers.len());
         for (key, value) in headers {
-            native = native.insert(Header { key, value: Some(value) });
+            native = native.insert(Header {
+                key,
+                value: Some(value),
+            });
         }
         self.delivery.begin();
         let record = BaseRecord::with_opaque_to(topic, self.delivery.clone())
@@ -289,7 +302,9 @@ impl ProducerContext for Reports {
         match result {
             // Acknowledged as a duplicate of itself, without its place: told as undelivered, since an answer
             // needs the place, and a retry finds one.
-            Ok(message) if message.offset() < 0 => delivery.failed(|| "acknowledged without an offset".into()),
+            Ok(message) if message.offset() < 0 => {
+                delivery.failed(|| "acknowledged without an offset".into())
+            }
             Ok(message) => {
                 if !self.well.load(Ordering::Relaxed) {
                     self.well.store(true, Ordering::Relaxed);
@@ -298,7 +313,10 @@ impl ProducerContext for Reports {
             }
             Err((error, message)) => delivery.failed(|| match error.rdkafka_error_code() {
                 Some(RDKafkaErrorCode::UnknownTopic | RDKafkaErrorCode::UnknownTopicOrPartition) => {
-                    format!("there is no topic {:?}; `tidelog topics` creates it", message.topic())
+                    format!(
+                        "there is no topic {:?}; `tidelog topics` creates it",
+                        message.topic()
+                    )
                 }
                 _ => format!("topic {:?}: {error}", message.topic()),
             }),
@@ -314,8 +332,11 @@ mod tests {
     fn a_wrong_setting_is_told_by_name() {
         let mut config = ProducerConfig::new("localhost:1");
         config.settings.push(("compression.type".into(), "magic".into()));
-        let error = Producer::new(config).err().expect("an error").to_string();
-        assert!(error.contains("compression.type") && error.contains("magic"), "{error}");
+        let error = Producer::new(config).expect_err("an error").to_string();
+        assert!(
+            error.contains("compression.type") && error.contains("magic"),
+            "{error}"
+        );
     }
 
     #[tokio::test]
@@ -337,6 +358,9 @@ mod tests {
         let producer = Producer::new(config).expect("a producer");
         let sending = producer.begin().expect("a generation");
         let send = || sending.send("t", "k", "{}", std::iter::empty());
-        assert_eq!((send(), send(), send()), (Ok(()), Ok(()), Err(IngestError::QueueFull)));
+        assert_eq!(
+            (send(), send(), send()),
+            (Ok(()), Ok(()), Err(IngestError::QueueFull))
+        );
     }
 }

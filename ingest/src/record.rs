@@ -30,7 +30,11 @@ pub(crate) struct Record {
 impl Record {
     /// About how much memory it takes.
     pub(crate) fn weight(&self) -> usize {
-        let refused: usize = self.refused.iter().map(|item| 256 + item.error.error_message.len()).sum();
+        let refused: usize = self
+            .refused
+            .iter()
+            .map(|item| 256 + item.error.error_message.len())
+            .sum();
         1024 + self.receipt.len() + refused + self.answer.as_ref().map_or(0, |answer| answer.body.len())
     }
 }
@@ -132,9 +136,10 @@ impl Ledger {
             .query_opt(RECALL, &[&identity.tenant.as_str(), &identity.batch.0])
             .await?;
         let Some(row) = row else { return Ok(None) };
-        let (Ok(Json(places)), Ok(Json(refused))) =
-            (row.try_get::<_, Json<Vec<Place>>>(2), row.try_get::<_, Json<Vec<RefusedItem>>>(3))
-        else {
+        let (Ok(Json(places)), Ok(Json(refused))) = (
+            row.try_get::<_, Json<Vec<Place>>>(2),
+            row.try_get::<_, Json<Vec<RefusedItem>>>(3),
+        ) else {
             tracing::error!(batch = %identity.batch, "a batch's record cannot be read");
             return Ok(None);
         };

@@ -39,14 +39,20 @@ fn sync<F: FindOutcomes>(
         .and(warp::post())
         .and_then(move |name: String| {
             let domain = domains.registry().by_name(&name).cloned();
-            async move { domain.ok_or_else(|| warp::reject::custom(Problem::not_found("there is no such domain"))) }
+            async move {
+                domain.ok_or_else(|| warp::reject::custom(Problem::not_found("there is no such domain")))
+            }
         })
         .and(auth.caller())
         .and(key())
         .and(wait())
         .and(json_body(MAX_BODY, IDLE))
         .then(
-            move |domain: Arc<Domain>, caller: Caller, key: Option<IdempotencyKey>, wait: Wait, body: Bytes| {
+            move |domain: Arc<Domain>,
+                  caller: Caller,
+                  key: Option<IdempotencyKey>,
+                  wait: Wait,
+                  body: Bytes| {
                 let ingest = ingest.clone();
                 async move {
                     let post = Post {
@@ -81,7 +87,12 @@ fn respond(reply: Reply, wait: Wait) -> Response {
             receipt,
             body,
             replayed,
-        } => (202, body, replayed, Some(format!("/api/v1/sync/batches/{receipt}"))),
+        } => (
+            202,
+            body,
+            replayed,
+            Some(format!("/api/v1/sync/batches/{receipt}")),
+        ),
     };
     let mut response = Response::new(body.into());
     *response.status_mut() = StatusCode::from_u16(status).unwrap_or(StatusCode::OK);

@@ -94,7 +94,9 @@ impl<F: FindOutcomes> Ingest<F> {
             config,
         } = parts;
         let ledger = Arc::new(Ledger::new(pool, &config));
-        let room_total = u32::try_from(config.in_flight_bytes / LEAST_WEIGHT).unwrap_or(u32::MAX).max(1);
+        let room_total = u32::try_from(config.in_flight_bytes / LEAST_WEIGHT)
+            .unwrap_or(u32::MAX)
+            .max(1);
         Arc::new(Ingest {
             registry,
             producer,
@@ -153,7 +155,10 @@ impl<F: FindOutcomes> Ingest<F> {
     pub async fn drain(&self, patience: Duration) -> bool {
         let deadline = Instant::now() + patience;
         let idle = tokio::time::timeout_at(deadline, self.room.acquire_many(self.room_total)).await;
-        let flushed = self.producer.flush(deadline.saturating_duration_since(Instant::now())).await;
+        let flushed = self
+            .producer
+            .flush(deadline.saturating_duration_since(Instant::now()))
+            .await;
         while self.backlog().0 > 0 && Instant::now() < deadline {
             tokio::time::sleep(Duration::from_millis(50)).await;
         }
@@ -177,7 +182,9 @@ impl<F: FindOutcomes> Ingest<F> {
             Claiming::Claimed(claim) => Some(claim),
             Claiming::Unavailable => None,
             Claiming::Replay(answer) => return Ok(Outcome::Answered(answer, true)),
-            Claiming::Pending { receipt } => return Ok(self.resume(post, incoming.identity, receipt, arrival).await),
+            Claiming::Pending { receipt } => {
+                return Ok(self.resume(post, incoming.identity, receipt, arrival).await);
+            }
             Claiming::InFlight => return Err(IngestError::InFlight { retry_after: 1 }),
             Claiming::OtherBody => return Err(IngestError::OtherBody),
         };
@@ -202,7 +209,12 @@ impl<F: FindOutcomes> Ingest<F> {
     }
 
     /// Judges the items, hands over the good ones, and waits until the log has them all.
-    async fn append(&self, post: &Post, incoming: &Incoming<'_>, clock: &Clock) -> Result<Logged, IngestError> {
+    async fn append(
+        &self,
+        post: &Post,
+        incoming: &Incoming<'_>,
+        clock: &Clock,
+    ) -> Result<Logged, IngestError> {
         let handed_over = heavy(post.body.len(), || self.hand_over(post, incoming, clock));
         let (refused, sending) = handed_over?;
         let appended = match sending {
@@ -291,13 +303,21 @@ impl<F: FindOutcomes> Ingest<F> {
             (Ok(_), None) => Outcome::Open(taken),
             (Err(_), answer) => {
                 self.ledger.record_later(record);
-                answer.map_or(Outcome::Unrecorded(taken), |answer| Outcome::Answered(answer, false))
+                answer.map_or(Outcome::Unrecorded(taken), |answer| {
+                    Outcome::Answered(answer, false)
+                })
             }
         }
     }
 
     /// A batch that was appended by an earlier request.
-    async fn resume(&self, post: &Post, identity: Identity, receipt: String, arrival: DateTime<Utc>) -> Outcome {
+    async fn resume(
+        &self,
+        post: &Post,
+        identity: Identity,
+        receipt: String,
+        arrival: DateTime<Utc>,
+    ) -> Outcome {
         let recalled = self.ledger.recall(&identity).await.ok().flatten();
         let known = recalled.is_some();
         let (received_at, appended_items, appended, refused) = match recalled {
@@ -315,7 +335,11 @@ impl<F: FindOutcomes> Ingest<F> {
             replayed: true,
         };
         // Without its record nothing can be composed now; the receipt still finds everything later.
-        if known { Outcome::Open(taken) } else { Outcome::Unrecorded(taken) }
+        if known {
+            Outcome::Open(taken)
+        } else {
+            Outcome::Unrecorded(taken)
+        }
     }
 }
 

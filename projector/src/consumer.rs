@@ -102,12 +102,12 @@ impl Context {
                     continue;
                 }
                 start.add_partition_offset(&topic, owned.partition, Offset::Offset(owned.next_offset))?;
-                tracing::info!(
+                tracing::debug!(
                     topic,
                     partition = owned.partition,
                     offset = owned.next_offset,
                     epoch = owned.epoch,
-                    "owns"
+                    "starts"
                 );
                 // A lane that is gone ends with the process.
                 let _ = self.runtime.block_on(lane.send(ToLane::Own(owned)));

@@ -1,0 +1,89 @@
+//! How far a step has come and how long it will still take, on stderr: one line that is rewritten on a terminal, a line
+//! now and then where it is piped.
+
+use std::io::{IsTerminal, Write};
+use std::time::{Duration, Instant};
+
+/// Between two looks.
+const TICK: Duration = Duration::from_millis(250);
+/// Between two lines where they cannot be rewritten.
+const PIPED: Duration = Duration::from_secs(5);
+
+/// Does the work and shows how much of it is done.
+pub(super) async fn during<T>(
+    what: &str,
+    total: u64,
+    done: impl Fn() -> u64,
+    work: impl Future<Output = T>,
+) -> T {
+    let mut work = std::pin::pin!(work);
+    let mut ticks = tokio::time::interval(TICK);
+    let (began, terminal) = (Instant::now(), std::io::stderr().is_terminal());
+    let mut shown = Instant::now();
+    loop {
+        tokio::select! {
+            result = &mut work => {
+                let took = began.elapsed().as_secs_f64();
+                say(terminal, &format!("  {what}: {} in {took:.1} s", grouped(total as f64)), true);
+                return result;
+            }
+            _ = ticks.tick() => {
+                if terminal || shown.elapsed() > PIPED {
+                    shown = Instant::now();
+                    say(terminal, &line(what, total, done(), began.elapsed()), false);
+                }
+            }
+        }
+    }
+}
+
+fn line(what: &str, total: u64, done: u64, elapsed: Duration) -> String {
+    let rate = done as f64 / elapsed.as_secs_f64().max(0.001);
+    let left = if done == 0 {
+        String::new()
+    } else {
+        format!(", {:.0} s left", (total.saturating_sub(done)) as f64 / rate)
+    };
+    format!("  {what}: {} of {} ({}/s{left})", grouped(done as f64), grouped(total as f64), grouped(rate))
+}
+
+fn say(terminal: bool, line: &str, last: bool) {
+    let mut out = std::io::stderr().lock();
+    // To a closed pipe there is nothing to say.
+    let _ = match (terminal, last) {
+        (true, false) => write!(out, "\r\x1b[K{line}").and_then(|()| out.flush()),
+        (true, true) => writeln!(out, "\r\x1b[K{line}"),
+        (false, _) => writeln!(out, "{line}"),
+    };
+}
+
+/// A whole number with its thousands apart.
+pub(super) fn grouped(number: f64) -> String {
+    let digits = format!("{number:.0}");
+    let mut text = String::new();
+    for (at, digit) in digits.chars().enumerate() {
+        if at > 0 && (digits.len() - at) % 3 == 0 {
+            text.push(',');
+        }
+        text.push(digit);
+    }
+    text
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn thousands_stand_apart() {
+        assert_eq!(grouped(7.4), "7");
+        assert_eq!(grouped(1234567.0), "1,234,567");
+        assert_eq!(grouped(123456.0), "123,456");
+    }
+
+    #[test]
+    fn the_time_left_follows_from_the_rate() {
+        let text = line("posting", 1000, 250, Duration::from_secs(1));
+        assert_eq!(text, "  posting: 250 of 1,000 (250/s, 3 s left)");
+    }
+}

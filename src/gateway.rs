@@ -1,0 +1,141 @@
+//! A gateway: the write side and the read side behind one listener. They are made here, get the pools, the producer
+//! and the positions that they work with, and never learn of each other.
+
+use std::net::SocketAddr;
+use std::sync::Arc;
+use std::time::Duration;
+
+use anyhow::{Context, Result};
+use clap::Args;
+use tidelog_events::domain::Registry;
+use tidelog_events::{DEAD_LETTER_TOPIC, positions_channel, topic_name};
+use tidelog_feed::positions::{self, PositionsConfig};
+use tidelog_feed::{Feed, FeedParts, OutcomeStore, SESSION_SETTINGS};
+use tidelog_http::Limits;
+use tidelog_http::auth::Auth;
+use tidelog_ingest::{Ingest, IngestConfig, IngestParts, Producer, ProducerConfig};
+use tokio::net::TcpListener;
+use tokio::sync::{oneshot, watch};
+use warp::Filter;
+
+use crate::database;
+use crate::health::{self, Health};
+use crate::kafka::Cluster;
+use crate::settings::{
+    AuthSettings, DatabaseSettings, DomainSettings, KafkaSettings, PoolSettings, ShutdownSettings,
+};
+use crate::shutdown::stopped;
+
+/// How long a batch waits for a connection before it goes on without Postgres, which it can.
+const WRITE_WAIT: Duration = Duration::from_secs(1);
+/// How long a read waits for one before it is told to come back.
+const READ_WAIT: Duration = Duration::from_secs(5);
+/// How often positions are read where no wake-up came.
+const POSITIONS_POLL: Duration = Duration::from_millis(500);
+/// How long what was taken from the last requests may need to reach the log and Postgres.
+const DRAIN: Duration = Duration::from_secs(3);
+
+/// What a gateway works with.
+#[derive(Args, Clone, Debug)]
+pub(crate) struct GatewaySettings {
+    #[command(flatten)]
+    pub(crate) kafka: KafkaSettings,
+    #[command(flatten)]
+    pub(crate) database: DatabaseSettings,
+    #[command(flatten)]
+    pub(crate) pool: PoolSettings,
+    #[command(flatten)]
+    pub(crate) domains: DomainSettings,
+    #[command(flatten)]
+    pub(crate) auth: AuthSettings,
+    #[command(flatten)]
+    pub(crate) shutdown: ShutdownSettings,
+}
+
+/// Binds the address. Done before anything else: that it is taken should show at once.
+pub(crate) async fn listen(address: SocketAddr) -> Result<TcpListener> {
+    TcpListener::bind(address)
+        .await
+        .with_context(|| format!("cannot listen on {address}: choose another address with --listen"))
+}
+
+/// Serves until `shutdown`; then answers the requests in flight and brings what they posted into the log. `ready` is
+/// told when Kafka answers.
+pub(crate) async fn run(
+    settings: &GatewaySettings,
+    registry: Arc<Registry>,
+    listener: TcpListener,
+    shutdown: watch::Receiver<bool>,
+    ready: oneshot::Sender<()>,
+) -> Result<()> {
+    let config = |use_of, session: &[(&str, &str)]| database::config(&settings.database, use_of, session);
+    let half = usize::from(settings.pool.database_pool / 2);
+    // Claims and records of batches: what a crash of Postgres loses of them, the log and the fold have.
+    let writing = config("ingest", &[("synchronous_commit", "off")])?;
+    let writing = database::pool(writing, half, WRITE_WAIT)?;
+    let reading = database::pool(config("feed", &SESSION_SETTINGS)?, half, READ_WAIT)?;
+    let (positions, watching) = positions::watch(PositionsConfig {
+        database: config("positions", &[])?,
+        channel: positions_channel(&settings.database.schema),
+        poll: POSITIONS_POLL,
+    });
+    let producer = Arc::new(Producer::new(ProducerConfig::new(&settings.kafka.kafka_brokers))?);
+    let auth = Auth::new(settings.auth.jwt_secret.reveal())?;
+
+    let ingest = Ingest::new(IngestParts {
+        registry: registry.clone(),
+        pool: writing,
+        producer: producer.clone(),
+        positions: positions.clone(),
+        outcomes: OutcomeStore::new(reading.clone(), &registry),
+        config: IngestConfig {
+            topic_prefix: settings.kafka.topic_prefix.clone(),
+            ..IngestConfig::default()
+        },
+    });
+    let feed = Feed::new(FeedParts {
+        registry,
+        pool: reading.clone(),
+        positions,
+        topic_prefix: settings.kafka.topic_prefix.clone(),
+    });
+    let (health, told) = watch::channel(Health::default());
+    let needs = health::Needs {
+        cluster: Cluster::new(&settings.kafka, "health")?,
+        topic: topic_name(&settings.kafka.topic_prefix, DEAD_LETTER_TOPIC),
+        producer,
+        database: reading,
+    };
+    let routes = health::routes(told.clone())
+        .or(tidelog_ingest::routes(ingest.clone(), auth.clone()))
+        .unify()
+        .or(tidelog_feed::routes(Arc::new(feed), auth))
+        .unify();
+
+    let limits = Limits {
+        shutdown_deadline: settings.shutdown.shutdown_deadline,
+        ..Limits::default()
+    };
+    let address = listener
+        .local_addr()
+        .context("the listening socket has no address")?;
+    tracing::info!(%address, "the gateway listens");
+    let serving = async {
+        let report = tidelog_http::serve(listener, routes, limits, stopped(shutdown)).await;
+        let drained = ingest.drain(DRAIN).await;
+        tracing::info!(
+            requests = report.requests,
+            connections = report.connections,
+            dropped = report.dropped,
+            drained,
+            "the gateway stopped"
+        );
+    };
+    tokio::select! {
+        () = serving => Ok(()),
+        // Neither ends while the routes hold what it tells.
+        () = watching => anyhow::bail!("nobody watches the positions any more"),
+        () = health::keep(needs, health) => anyhow::bail!("nobody watches the gateway's health any more"),
+        () = health::announce(told, ready) => anyhow::bail!("the gateway's health was announced twice"),
+    }
+}

@@ -1,0 +1,52 @@
+//! What a service looks at before it starts: that topics and tables are there. What is missing stops it, since it
+//! would not come by itself. What is away does not: a gateway needs only the log, and both come back.
+
+use anyhow::{Result, bail};
+use tidelog_events::domain::Registry;
+use tidelog_events::{DEAD_LETTER_TOPIC, topic_name};
+
+use crate::database;
+use crate::kafka::Cluster;
+use crate::migrate::check_migrated;
+use crate::settings::{DatabaseSettings, KafkaSettings};
+
+/// Refuses what cannot work; warns of what does not answer now.
+pub(crate) async fn preflight(
+    kafka: &KafkaSettings,
+    database: &DatabaseSettings,
+    registry: &Registry,
+) -> Result<()> {
+    let (topics, tables) = tokio::join!(topics(kafka, registry), tables(database, registry));
+    topics.and(tables)
+}
+
+async fn topics(kafka: &KafkaSettings, registry: &Registry) -> Result<()> {
+    let metadata = match Cluster::new(kafka, "preflight")?.metadata().await {
+        Ok(metadata) => metadata,
+        Err(error) => {
+            tracing::warn!("{error:#}");
+            return Ok(());
+        }
+    };
+    let missing: Vec<String> = registry
+        .topics()
+        .into_iter()
+        .chain([DEAD_LETTER_TOPIC])
+        .map(|topic| topic_name(&kafka.topic_prefix, topic))
+        .filter(|topic| !metadata.topics.contains_key(topic))
+        .collect();
+    if !missing.is_empty() {
+        bail!("Kafka has no topic {}: run `tidelog topics` first", missing.join(", "));
+    }
+    Ok(())
+}
+
+async fn tables(database: &DatabaseSettings, registry: &Registry) -> Result<()> {
+    match database::connect(&database::config(database, "preflight", &[])?).await {
+        Ok(client) => check_migrated(&client, &database.schema, registry).await,
+        Err(error) => {
+            tracing::warn!("{error:#}");
+            Ok(())
+        }
+    }
+}

@@ -1,0 +1,14 @@
+//! The product from outside: its binary, on a real Kafka and a real Postgres, as phones, analysts and operators meet
+//! it. Each file holds the code to one promise, has a deployment of its own, and runs beside the others.
+
+#[path = "../support/mod.rs"]
+mod support;
+
+mod bad_batches;
+mod bad_items;
+mod commands;
+mod idempotency;
+mod nine_domains;
+mod own_domain;
+mod reading;
+mod visibility;

@@ -1,0 +1,122 @@
+//! Topics as an analyst reads them, with a client that is not ours: kcat. And where a Java client would put a key.
+
+use std::process::Command;
+
+use serde_json::Value;
+
+/// A record as kcat shows it.
+#[derive(Debug, Clone)]
+pub(crate) struct Record {
+    pub(crate) partition: i32,
+    pub(crate) offset: i64,
+    pub(crate) key: String,
+    /// In the order sent.
+    pub(crate) headers: Vec<(String, String)>,
+    pub(crate) value: String,
+}
+
+impl Record {
+    /// The value of a header that is there once.
+    #[track_caller]
+    pub(crate) fn header(&self, name: &str) -> &str {
+        let mut values = self.headers.iter().filter(|(known, _)| known == name);
+        let (_, value) = values.next().unwrap_or_else(|| panic!("no header {name}: {self:?}"));
+        assert!(values.next().is_none(), "{name} is there twice: {self:?}");
+        value
+    }
+
+    pub(crate) fn header_names(&self) -> Vec<&str> {
+        self.headers.iter().map(|(name, _)| name.as_str()).collect()
+    }
+}
+
+/// All records of a topic, by partition and offset.
+pub(crate) fn read_topic(brokers: &str, topic: &str) -> Vec<Record> {
+    let output = Command::new("kcat")
+        .args(["-C", "-b", brokers, "-t", topic, "-o", "beginning", "-e", "-q", "-J"])
+        .output()
+        .expect("kcat is installed: deploy/install.sh test does it");
+    assert!(output.status.success(), "kcat: {}", String::from_utf8_lossy(&output.stderr));
+    let text = String::from_utf8(output.stdout).expect("kcat prints UTF-8");
+    let mut records: Vec<Record> = text.lines().map(record).collect();
+    records.sort_by_key(|record| (record.partition, record.offset));
+    records
+}
+
+fn record(line: &str) -> Record {
+    let shown: Value = serde_json::from_str(line).unwrap_or_else(|e| panic!("{e}: {line}"));
+    let text = |name: &str| shown[name].as_str().unwrap_or_else(|| panic!("no {name}: {line}")).to_owned();
+    let headers: Vec<String> = shown["headers"]
+        .as_array()
+        .map_or(Vec::new(), |list| list.iter().map(|part| part.as_str().unwrap_or_default().to_owned()).collect());
+    Record {
+        partition: shown["partition"].as_i64().expect("a partition") as i32,
+        offset: shown["offset"].as_i64().expect("an offset"),
+        key: text("key"),
+        headers: headers.chunks(2).map(|pair| (pair[0].clone(), pair[1].clone())).collect(),
+        value: text("payload"),
+    }
+}
+
+/// Where a partition's log ends, for each partition of a topic.
+pub(crate) fn end_offsets(brokers: &str, topic: &str, partitions: i32) -> Vec<i64> {
+    let mut kcat = Command::new("kcat");
+    kcat.args(["-Q", "-b", brokers]);
+    for partition in 0..partitions {
+        kcat.args(["-t", &format!("{topic}:{partition}:-1")]);
+    }
+    let output = kcat.output().expect("kcat is installed: deploy/install.sh test does it");
+    assert!(output.status.success(), "kcat: {}", String::from_utf8_lossy(&output.stderr));
+    let text = String::from_utf8_lossy(&output.stdout).into_owned();
+    let mut ends: Vec<(i32, i64)> = text.lines().filter_map(|line| {
+        // `topic [0] offset 12`
+        let (_, rest) = line.rsplit_once('[')?;
+        let (partition, offset) = rest.split_once("] offset ")?;
+        Some((partition.parse().ok()?, offset.trim().parse().ok()?))
+    }).collect();
+    ends.sort_unstable();
+    assert_eq!(ends.len(), partitions as usize, "{text}");
+    ends.into_iter().map(|(_, end)| end).collect()
+}
+
+/// The partition that a Java producer chooses for a key: `toPositive(murmur2(key)) % partitions`, from
+/// `org.apache.kafka.common.utils.Utils`.
+pub(crate) fn java_partition(key: &[u8], partitions: i32) -> i32 {
+    ((murmur2(key) & 0x7fff_ffff) % partitions as u32) as i32
+}
+
+fn murmur2(data: &[u8]) -> u32 {
+    const M: u32 = 0x5bd1_e995;
+    let mut hash = 0x9747_b28c_u32 ^ data.len() as u32;
+    let mut words = data.chunks_exact(4);
+    for word in &mut words {
+        let mut k = u32::from_le_bytes([word[0], word[1], word[2], word[3]]).wrapping_mul(M);
+        k ^= k >> 24;
+        hash = hash.wrapping_mul(M) ^ k.wrapping_mul(M);
+    }
+    let rest = words.remainder();
+    if !rest.is_empty() {
+        for (at, byte) in rest.iter().enumerate() {
+            hash ^= u32::from(*byte) << (8 * at);
+        }
+        hash = hash.wrapping_mul(M);
+    }
+    hash ^= hash >> 13;
+    hash = hash.wrapping_mul(M);
+    hash ^ (hash >> 15)
+}
+
+#[test]
+fn murmur2_is_kafkas() {
+    // From the tests of Kafka's own clients (UtilsTest).
+    for (text, hash) in [
+        ("21", -973_932_308_i32),
+        ("foobar", -790_332_482),
+        ("a-little-bit-long-string", -985_981_536),
+        ("a-little-bit-longer-string", -1_486_304_829),
+        ("lkjh234lh9fiuh90y23oiuhsafujhadof229phr9h19h89h8", -58_897_971),
+        ("abc", 479_470_107),
+    ] {
+        assert_eq!(murmur2(text.as_bytes()) as i32, hash, "{text}");
+    }
+}

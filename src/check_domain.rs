@@ -178,10 +178,7 @@ mod tests {
             "0.toml: ok: domain inspections, topic sync.inspections.v1, table inspections"
         );
         assert!(found[1].starts_with("1.toml:2: "), "{found:?}");
-        assert_eq!(
-            found[2],
-            "2.toml:1: there is a domain \"inspections\" already"
-        );
+        assert_eq!(found[2], "2.toml:1: there is a domain \"inspections\" already");
     }
 
     #[test]

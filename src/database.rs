@@ -139,19 +139,11 @@ pub(crate) fn place(config: &Config) -> String {
                 Host::Unix(path) => path.display().to_string(),
             };
             let ports = config.get_ports();
-            let port = ports
-                .get(i)
-                .or_else(|| ports.first())
-                .copied()
-                .unwrap_or(5432);
+            let port = ports.get(i).or_else(|| ports.first()).copied().unwrap_or(5432);
             format!("{host}:{port}")
         })
         .collect::<Vec<_>>();
-    format!(
-        "{}/{}",
-        hosts.join(","),
-        config.get_dbname().unwrap_or_default()
-    )
+    format!("{}/{}", hosts.join(","), config.get_dbname().unwrap_or_default())
 }
 
 #[cfg(test)]

@@ -64,7 +64,8 @@ mod tests {
 
     #[test]
     fn a_folder_adds_its_domains_to_the_ones_that_ship() {
-        let registry = with(&[("inspections.toml", INSPECTIONS), ("README.md", "not one")]).expect("a registry");
+        let registry =
+            with(&[("inspections.toml", INSPECTIONS), ("README.md", "not one")]).expect("a registry");
         assert!(registry.by_name("inspections").is_some() && registry.by_name("helpdesk").is_some());
     }
 
@@ -85,6 +86,9 @@ mod tests {
             domains_dir: Some("/nowhere/at all".into()),
         };
         let error = format!("{:#}", registry(&settings).expect_err("no folder"));
-        assert!(error.contains("domains_dir, the folder /nowhere/at all"), "{error}");
+        assert!(
+            error.contains("domains_dir, the folder /nowhere/at all"),
+            "{error}"
+        );
     }
 }

@@ -107,7 +107,9 @@ pub(crate) async fn keep(needs: Needs, publish: watch::Sender<Health>) {
         if publish.send_if_modified(|before| std::mem::replace(before, now) != now) {
             match (now.kafka, now.postgres) {
                 (Seen::Up, Seen::Up) => tracing::info!("Kafka and Postgres answer"),
-                (Seen::Up, _) => tracing::warn!("Postgres does not answer: batches are taken, reads are not served"),
+                (Seen::Up, _) => {
+                    tracing::warn!("Postgres does not answer: batches are taken, reads are not served")
+                }
                 (_, Seen::Up) => tracing::warn!("Kafka does not answer: not ready"),
                 _ => tracing::warn!("neither Kafka nor Postgres answers: not ready"),
             }
@@ -151,9 +153,7 @@ mod tests {
     async fn answer(path: &str, kafka: Seen, postgres: Seen) -> (u16, String) {
         let (_publish, health) = watch::channel(Health { kafka, postgres });
         let service = warp::service(routes(health));
-        let request = http::Request::get(path)
-            .body(String::new())
-            .expect("a request");
+        let request = http::Request::get(path).body(String::new()).expect("a request");
         let mut service = hyper_util::service::TowerToHyperService::new(service);
         let response = hyper::service::Service::call(&mut service, request)
             .await
@@ -163,10 +163,7 @@ mod tests {
             .await
             .expect("a body")
             .to_bytes();
-        (
-            head.status.as_u16(),
-            String::from_utf8_lossy(&body).into_owned(),
-        )
+        (head.status.as_u16(), String::from_utf8_lossy(&body).into_owned())
     }
 
     #[tokio::test]

@@ -78,9 +78,7 @@ impl Cluster {
                 .map(|topic| {
                     let partitions = topic.partitions();
                     let replicas = partitions.iter().map(|p| (p.id(), p.replicas().len())).collect();
-                    let led = partitions
-                        .iter()
-                        .all(|p| p.leader() >= 0 && p.error().is_none());
+                    let led = partitions.iter().all(|p| p.leader() >= 0 && p.error().is_none());
                     (topic.name().to_owned(), Topic { replicas, led })
                 });
             Ok(Metadata {

@@ -10,11 +10,7 @@ use tracing_subscriber::EnvFilter;
 use crate::settings::LogFormat;
 
 /// Libraries that say every step at `info`. A filter of the user's own can turn each up again.
-const QUIETER: [&str; 3] = [
-    "refinery_core=warn",
-    "tokio_postgres=warn",
-    "tracing::span=warn",
-];
+const QUIETER: [&str; 3] = ["refinery_core=warn", "tokio_postgres=warn", "tracing::span=warn"];
 
 /// Whether a filter can be read.
 pub(crate) fn check_filter(text: &str) -> Result<String, String> {

@@ -113,7 +113,12 @@ pub(crate) async fn run_migrations(config: &Config, schema: &str, registry: &Reg
     let mut client = database::connect(config).await?;
     let migrated = under_lock(&mut client, schema, registry).await;
     // The connection ends with the client, and the lock with the connection.
-    migrated.with_context(|| format!("cannot migrate the schema {schema} of {}", database::place(config)))
+    migrated.with_context(|| {
+        format!(
+            "cannot migrate the schema {schema} of {}",
+            database::place(config)
+        )
+    })
 }
 
 async fn under_lock(client: &mut Client, schema: &str, registry: &Registry) -> Result<Migrated> {
@@ -162,7 +167,9 @@ async fn create_schema(client: &Client, schema: &str) -> Result<bool> {
         .batch_execute(&format!("CREATE SCHEMA \"{schema}\""))
         .await
         .map_err(plain)
-        .context("cannot make the schema: have its owner make it, or GRANT CREATE ON DATABASE to this user")?;
+        .context(
+            "cannot make the schema: have its owner make it, or GRANT CREATE ON DATABASE to this user",
+        )?;
     Ok(true)
 }
 
@@ -264,7 +271,10 @@ async fn differing_columns(client: &Client, registry: &Registry) -> Result<Vec<C
 /// Refuses to serve from a schema that has not been migrated by this build.
 pub(crate) async fn check_migrated(client: &Client, schema: &str, registry: &Registry) -> Result<()> {
     let present = client
-        .query("SELECT tablename::text FROM pg_tables WHERE schemaname = $1", &[&schema])
+        .query(
+            "SELECT tablename::text FROM pg_tables WHERE schemaname = $1",
+            &[&schema],
+        )
         .await
         .map_err(plain)?;
     let present: Vec<String> = present.iter().map(|row| row.get(0)).collect();

@@ -36,7 +36,10 @@ async fn topics(kafka: &KafkaSettings, registry: &Registry) -> Result<()> {
         .filter(|topic| !metadata.topics.contains_key(topic))
         .collect();
     if !missing.is_empty() {
-        bail!("Kafka has no topic {}: run `tidelog topics` first", missing.join(", "));
+        bail!(
+            "Kafka has no topic {}: run `tidelog topics` first",
+            missing.join(", ")
+        );
     }
     Ok(())
 }

@@ -70,7 +70,11 @@ pub(crate) async fn run(
         registry,
         instance: INSTANCE.clone(),
     };
-    tracing::info!(group = config.group, instance = config.instance, "projectors start");
+    tracing::info!(
+        group = config.group,
+        instance = config.instance,
+        "projectors start"
+    );
     tidelog_projector::run(config, shutdown)
         .await
         .context("the projectors ended")

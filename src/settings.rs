@@ -310,10 +310,7 @@ fn without_secret(mut error: clap::Error, secrets: &[String]) -> clap::Error {
     if let Some(ContextValue::String(shown)) = error.get(ContextKind::InvalidArg) {
         let flag = shown.split_whitespace().next().unwrap_or_default();
         if secrets.iter().any(|secret| secret == flag) {
-            error.insert(
-                ContextKind::InvalidValue,
-                ContextValue::String("(hidden)".into()),
-            );
+            error.insert(ContextKind::InvalidValue, ContextValue::String("(hidden)".into()));
         }
     }
     error
@@ -361,9 +358,7 @@ fn file_of(args: &[OsString]) -> Result<Option<(PathBuf, String)>> {
     match std::fs::read_to_string(&path) {
         Ok(text) => Ok(Some((path, text))),
         Err(error) if error.kind() == std::io::ErrorKind::NotFound && given.is_none() => Ok(None),
-        Err(error) => {
-            Err(error).with_context(|| format!("cannot read the settings file {}", path.display()))
-        }
+        Err(error) => Err(error).with_context(|| format!("cannot read the settings file {}", path.display())),
     }
 }
 
@@ -419,10 +414,7 @@ fn read_file(settings: &[Arg], path: &Path, text: &str) -> Result<Vec<(String, &
     let (mut values, mut wrong) = (Vec::new(), Vec::new());
     for (key, value) in table.get_ref() {
         let (name, line) = (key.get_ref(), at(key.span().start));
-        let Some(setting) = settings
-            .iter()
-            .find(|setting| setting.get_id() == name.as_ref())
-        else {
+        let Some(setting) = settings.iter().find(|setting| setting.get_id() == name.as_ref()) else {
             let known: Vec<&str> = settings.iter().map(|setting| setting.get_id().as_str()).collect();
             wrong.push(format!(
                 "{line}: unknown setting \"{name}\"; there are {}",
@@ -486,10 +478,7 @@ mod tests {
     fn a_setting_has_one_name_for_flag_variable_and_line() {
         for setting in all() {
             let name = setting.get_id().as_str();
-            let variable = setting
-                .get_env()
-                .and_then(|env| env.to_str())
-                .unwrap_or_default();
+            let variable = setting.get_env().and_then(|env| env.to_str()).unwrap_or_default();
             assert_eq!(variable, format!("TIDELOG_{}", name.to_uppercase()));
             assert_eq!(setting.get_long(), Some(name.replace('_', "-").as_str()));
         }
@@ -529,16 +518,14 @@ mod tests {
             .iter()
             .map(|(name, value)| format!("{name} = {value}\n"))
             .collect();
-        assert_eq!(
-            read(&taken).expect("values that are taken").len(),
-            settings.len()
-        );
+        assert_eq!(read(&taken).expect("values that are taken").len(), settings.len());
     }
 
     #[test]
     fn a_wrong_line_is_named_with_file_line_and_setting() {
-        let error = read("# one\nkafka_broker = \"a:1\"\npartitions = \"six\"\nschema = [1]\nlog_format = \"xml\"\n")
-            .expect_err("four defects");
+        let error =
+            read("# one\nkafka_broker = \"a:1\"\npartitions = \"six\"\nschema = [1]\nlog_format = \"xml\"\n")
+                .expect_err("four defects");
         for part in [
             "tidelog.toml:2: unknown setting \"kafka_broker\"; there are ",
             "tidelog.toml:3: partitions: invalid digit",
@@ -562,7 +549,13 @@ mod tests {
 
         let mut command = crate::Cli::command();
         let secrets = secrets(&command);
-        let args = ["tidelog", "token", "--tenant=t", "--user=u", "--jwt-secret=hunter2"];
+        let args = [
+            "tidelog",
+            "token",
+            "--tenant=t",
+            "--user=u",
+            "--jwt-secret=hunter2",
+        ];
         let error = command
             .try_get_matches_from_mut(args)
             .expect_err("a short secret");
@@ -612,16 +605,7 @@ mod tests {
         for bad in ["", "a", "a:", ":1", "a:0", "a:1,", "a:99999"] {
             assert!(brokers(bad).is_err(), "{bad}");
         }
-        for bad in [
-            "",
-            "Tidelog",
-            "1a",
-            "a-b",
-            "a b",
-            "a\"b",
-            "pg_x",
-            &"a".repeat(42),
-        ] {
+        for bad in ["", "Tidelog", "1a", "a-b", "a b", "a\"b", "pg_x", &"a".repeat(42)] {
             assert!(schema(bad).is_err(), "{bad}");
         }
         assert!(schema("_t1").is_ok() && topic_prefix("test.1-").is_ok() && topic_prefix("a/b").is_err());

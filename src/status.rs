@@ -62,7 +62,11 @@ pub(crate) struct Status {
 impl Status {
     /// Whether every partition that is there is this projector's.
     pub(crate) fn owned_by(&self, instance: &str) -> bool {
-        self.missing_topics.is_empty() && self.partitions.iter().all(|p| p.owner.as_deref() == Some(instance))
+        self.missing_topics.is_empty()
+            && self
+                .partitions
+                .iter()
+                .all(|p| p.owner.as_deref() == Some(instance))
     }
 }
 
@@ -228,9 +232,25 @@ async fn applied(
 
 fn text(status: &Status, all: bool) -> String {
     let heading = if all {
-        ["topic", "partition", "applied", "in the log", "lag", "applied through", "owner"]
+        [
+            "topic",
+            "partition",
+            "applied",
+            "in the log",
+            "lag",
+            "applied through",
+            "owner",
+        ]
     } else {
-        ["topic", "partitions", "applied", "in the log", "lag", "applied through", "owners"]
+        [
+            "topic",
+            "partitions",
+            "applied",
+            "in the log",
+            "lag",
+            "applied through",
+            "owners",
+        ]
     };
     let topics = status.partitions.chunk_by(|a, b| !all && a.topic == b.topic);
     let rows: Vec<[String; 7]> = topics.map(|partitions| row(partitions, all)).collect();
@@ -248,7 +268,11 @@ fn row(partitions: &[Partition], all: bool) -> [String; 7] {
     let sum = |number: fn(&Partition) -> i64| partitions.iter().map(number).sum::<i64>().to_string();
     let owners: BTreeSet<&str> = partitions.iter().filter_map(|p| p.owner.as_deref()).collect();
     // A topic is applied through what its last partition is applied through.
-    let through = partitions.iter().map(|p| p.applied_through.as_deref()).min().flatten();
+    let through = partitions
+        .iter()
+        .map(|p| p.applied_through.as_deref())
+        .min()
+        .flatten();
     let owner = match owners.len() {
         0 => "-".to_owned(),
         _ if all => owners.into_iter().collect(),
@@ -256,7 +280,12 @@ fn row(partitions: &[Partition], all: bool) -> [String; 7] {
     };
     [
         partitions[0].topic.clone(),
-        if all { partitions[0].partition } else { partitions.len() as i32 }.to_string(),
+        if all {
+            partitions[0].partition
+        } else {
+            partitions.len() as i32
+        }
+        .to_string(),
         sum(|p| p.next_offset),
         sum(|p| p.end_offset.unwrap_or(0)),
         sum(|p| p.lag),
@@ -269,7 +298,13 @@ fn row(partitions: &[Partition], all: bool) -> [String; 7] {
 mod tests {
     use super::*;
 
-    fn partition(topic: &str, partition: i32, next_offset: i64, end: i64, through: Option<&str>) -> Partition {
+    fn partition(
+        topic: &str,
+        partition: i32,
+        next_offset: i64,
+        end: i64,
+        through: Option<&str>,
+    ) -> Partition {
         Partition {
             topic: topic.into(),
             domains: vec![],

@@ -175,7 +175,9 @@ fn copies(settings: &TopicSettings, brokers: usize) -> Result<i32> {
     let brokers = i32::try_from(brokers).unwrap_or(i32::MAX).max(1);
     let copies = settings.replication_factor.unwrap_or(brokers.min(3));
     if copies > brokers {
-        bail!("replication_factor is {copies}, but the cluster has {brokers} brokers: lower it or add brokers");
+        bail!(
+            "replication_factor is {copies}, but the cluster has {brokers} brokers: lower it or add brokers"
+        );
     }
     Ok(copies)
 }

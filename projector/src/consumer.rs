@@ -97,6 +97,7 @@ impl Context {
             let Some(owned) = self.claim(&topic, &numbers) else {
                 continue;
             };
+            tracing::info!(topic, partitions = ?numbers, "owns");
             for owned in owned {
                 if beyond_the_end(consumer, &topic, &owned) {
                     continue;

@@ -154,8 +154,8 @@ mod tests {
         let (_publish, health) = watch::channel(Health { kafka, postgres });
         let service = warp::service(routes(health));
         let request = http::Request::get(path).body(String::new()).expect("a request");
-        let mut service = hyper_util::service::TowerToHyperService::new(service);
-        let response = hyper::service::Service::call(&mut service, request)
+        let service = hyper_util::service::TowerToHyperService::new(service);
+        let response = hyper::service::Service::call(&service, request)
             .await
             .expect("an answer");
         let (head, body) = response.into_parts();

@@ -2,6 +2,7 @@
 //! composed. This is also the only place that turns errors into exit codes: 0 done, 1 failed, 2 wrong command line or
 //! setting; what else a command says, its help lists.
 
+mod bench;
 mod check_domain;
 mod database;
 mod dev;
@@ -54,6 +55,7 @@ enum Command {
     Status(status::StatusArgs),
     Token(token::TokenArgs),
     CheckDomain(check_domain::CheckDomainArgs),
+    Bench(bench::BenchArgs),
     #[command(name = "__guard", hide = true)]
     Guard(stack::guard::GuardArgs),
 }
@@ -79,6 +81,7 @@ async fn main() -> ExitCode {
         Command::Status(args) => status::run(args).await.map(done),
         Command::Token(args) => token::run(args).map(done),
         Command::CheckDomain(args) => check_domain::run(args),
+        Command::Bench(args) => bench::run(args).await.map(done),
         Command::Guard(args) => stack::guard::run(args).await,
     };
     ended.unwrap_or_else(|error| {

@@ -470,6 +470,13 @@ mod tests {
         settings(&crate::Cli::command())
     }
 
+    /// Without the environment that the tests happen to run in.
+    fn closed(command: Command) -> Command {
+        command
+            .mut_args(|arg| arg.env(None::<&'static str>))
+            .mut_subcommands(closed)
+    }
+
     fn read(text: &str) -> Result<Vec<(String, &'static str)>, String> {
         read_file(&all(), Path::new("tidelog.toml"), text).map_err(|error| error.to_string())
     }
@@ -571,7 +578,7 @@ mod tests {
     fn a_flag_goes_before_the_file_and_the_file_before_the_default() {
         let file = |text: &str| Some((PathBuf::from("tidelog.toml"), text.to_owned()));
         let partitions = |file, args: &[&str]| {
-            let command = with_file(crate::Cli::command(), file).expect("a file that is taken");
+            let command = closed(with_file(crate::Cli::command(), file).expect("a file that is taken"));
             let args = ["tidelog", "topics", "--kafka-brokers=a:1"]
                 .iter()
                 .chain(args)
@@ -587,7 +594,7 @@ mod tests {
         assert_eq!(partitions(file("partitions = 3"), &["--partitions=2"]), 2);
         // What has no default may come from the file alone.
         let command = with_file(crate::Cli::command(), file("kafka_brokers = \"b:2, c:3\"")).expect("a file");
-        let matches = command
+        let matches = closed(command)
             .try_get_matches_from(["tidelog", "topics"])
             .expect("no flag needed");
         let (_, topics) = matches.subcommand().expect("a subcommand");

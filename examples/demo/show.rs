@@ -42,6 +42,9 @@ impl Show {
             self.checks,
             self.began.elapsed().as_secs_f64()
         ));
+        if cfg!(debug_assertions) {
+            say("(Times are those of an unoptimised build on this machine; BENCHMARKS.md has the measured ones.)");
+        }
     }
 }
 

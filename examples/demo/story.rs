@@ -35,7 +35,11 @@ pub(crate) async fn play(show: &mut Show, service: &mut Service) -> Result<()> {
     let applied_before = before["applied"].as_i64().context("status has no `applied`")?;
     // A new tenant each time: what earlier runs left stays, unseen.
     let tenant = format!("demo-{}", &Uuid::new_v4().simple().to_string()[..8]);
-    tell(&format!("ready on {url}; {applied_before} records of earlier runs are in the log and stay"));
+    let earlier = match applied_before {
+        0 => "a log that is empty yet".to_owned(),
+        records => format!("a log that keeps {records} records of earlier runs"),
+    };
+    tell(&format!("ready on {url}, with {earlier}"));
     let asha = Phone::new("asha", "phone-a", &url, service.token(&tenant, "asha", "phone-a").await?);
     let boris = Phone::new("boris", "phone-b", &url, service.token(&tenant, "boris", "phone-b").await?);
     tell(&format!("phone A is Asha's, phone B is Boris's, both of tenant {tenant}"));
@@ -126,7 +130,7 @@ async fn post_mixed(show: &mut Show, phone: &Phone) -> Result<Vec<Item>> {
 
 /// Both phones get a copy of everything; answers phone A's cursor.
 async fn pull_all(show: &mut Show, a: &Phone, b: &Phone, all: &[&Item]) -> Result<String> {
-    show.step("Both phones pull: B for the first time, in pages of 50");
+    show.step("Both phones pull a copy of everything, B in pages of 50");
     let expected: BTreeSet<(String, String)> =
         all.iter().map(|item| (item.id.clone(), item.member("ticketdesc").to_string())).collect();
     let mut cursor = String::new();
@@ -139,10 +143,10 @@ async fn pull_all(show: &mut Show, a: &Phone, b: &Phone, all: &[&Item]) -> Resul
         show.check("all at version 1", pulled.items.iter().all(|doc| doc["version"] == 1), true)?;
         show.check("all are new", pulled.items.iter().all(|doc| doc["status"] == "NEW"), true)?;
         tell(&format!(
-            "{}: {} tickets in {} pages, {} a page at most",
+            "{}: {} tickets, {}, {} at most for each",
             phone.device,
             pulled.items.len(),
-            pulled.pages,
+            if pulled.pages == 1 { "1 page".to_owned() } else { format!("{} pages", pulled.pages) },
             millis(pulled.slowest)
         ));
         if phone.device == a.device {

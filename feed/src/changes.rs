@@ -35,14 +35,21 @@ pub(crate) async fn pull(reading: &Reading<'_>, asked: Pull) -> Result<Pulled, F
         match snapshot::walk(reading, &mut cursor, &mut page).await? {
             // Of what is left of the walk no time can be told: a pull by time starts from the first change.
             Walked::Partly => {
-                let end = End { has_more: true, next_timestamp: DateTime::UNIX_EPOCH };
+                let end = End {
+                    has_more: true,
+                    next_timestamp: DateTime::UNIX_EPOCH,
+                };
                 return Ok(Pulled { page, end, cursor });
             }
             Walked::Through(batch) => {
                 let spots = &mut cursor;
-                let ahead = |place: &crate::reading::Place| place.next_offset > spots.spot(place.partition).next;
+                let ahead =
+                    |place: &crate::reading::Place| place.next_offset > spots.spot(place.partition).next;
                 if !batch.places.iter().any(ahead) {
-                    let end = End { has_more: false, next_timestamp: batch.applied_through() };
+                    let end = End {
+                        has_more: false,
+                        next_timestamp: batch.applied_through(),
+                    };
                     return Ok(Pulled { page, end, cursor });
                 }
             }

@@ -54,9 +54,17 @@ impl Cursor {
     }
 
     /// Reads a cursor of that tenant and domain. `uuids` tells whether the domain's identities are UUIDs.
-    pub(crate) fn open(text: &str, tenant: &TenantId, domain: &str, uuids: bool) -> Result<Cursor, TokenError> {
+    pub(crate) fn open(
+        text: &str,
+        tenant: &TenantId,
+        domain: &str,
+        uuids: bool,
+    ) -> Result<Cursor, TokenError> {
         let cursor: Cursor = token::open(&["cursor", tenant.as_str(), domain], text)?;
-        let spots = cursor.feed.iter().all(|spot| spot.partition >= 0 && spot.next >= 0);
+        let spots = cursor
+            .feed
+            .iter()
+            .all(|spot| spot.partition >= 0 && spot.next >= 0);
         let walk = cursor.walk.as_ref().is_none_or(|passed| match uuids {
             true => Uuid::try_parse(&passed.id).is_ok(),
             false => !passed.id.contains('\0'),
@@ -72,7 +80,11 @@ impl Cursor {
         let at = match self.feed.iter().position(|spot| spot.partition == partition) {
             Some(at) => at,
             None => {
-                self.feed.push(Spot { partition, next: 0, after: None });
+                self.feed.push(Spot {
+                    partition,
+                    next: 0,
+                    after: None,
+                });
                 self.feed.len() - 1
             }
         };
@@ -83,7 +95,11 @@ impl Cursor {
     pub(crate) fn advance(&mut self, partition: i32, applied: i64) {
         let spot = self.spot(partition);
         if applied > spot.next {
-            *spot = Spot { partition, next: applied, after: None };
+            *spot = Spot {
+                partition,
+                next: applied,
+                after: None,
+            };
         }
     }
 }
@@ -98,13 +114,22 @@ mod tests {
 
     #[test]
     fn a_cursor_opens_for_its_tenant_and_domain_alone() {
-        let mut cursor = Cursor { walk: Some(Passed { id: Uuid::nil().to_string(), parent: None }), ..Cursor::default() };
+        let mut cursor = Cursor {
+            walk: Some(Passed {
+                id: Uuid::nil().to_string(),
+                parent: None,
+            }),
+            ..Cursor::default()
+        };
         cursor.advance(3, 17);
         cursor.spot(0).after = Some(Uuid::max());
         let text = cursor.seal(&tenant("acme"), "helpdesk");
         assert_eq!(Cursor::open(&text, &tenant("acme"), "helpdesk", true), Ok(cursor));
         for (who, domain) in [("other", "helpdesk"), ("acme", "activity")] {
-            assert_eq!(Cursor::open(&text, &tenant(who), domain, true), Err(TokenError::NotOurs));
+            assert_eq!(
+                Cursor::open(&text, &tenant(who), domain, true),
+                Err(TokenError::NotOurs)
+            );
         }
         assert!(Cursor::open("null", &tenant("acme"), "helpdesk", true).is_err());
     }
@@ -112,10 +137,29 @@ mod tests {
     #[test]
     fn a_forged_cursor_of_another_shape_is_refused() {
         let forged = |cursor: Cursor| Cursor::open(&cursor.seal(&tenant("a"), "d"), &tenant("a"), "d", true);
-        let walk = Some(Passed { id: "no uuid".into(), parent: None });
-        assert!(forged(Cursor { walk, ..Cursor::default() }).is_err());
-        let feed = vec![Spot { partition: 0, next: -1, after: None }];
-        assert!(forged(Cursor { feed, ..Cursor::default() }).is_err());
+        let walk = Some(Passed {
+            id: "no uuid".into(),
+            parent: None,
+        });
+        assert!(
+            forged(Cursor {
+                walk,
+                ..Cursor::default()
+            })
+            .is_err()
+        );
+        let feed = vec![Spot {
+            partition: 0,
+            next: -1,
+            after: None,
+        }];
+        assert!(
+            forged(Cursor {
+                feed,
+                ..Cursor::default()
+            })
+            .is_err()
+        );
     }
 
     #[test]
@@ -123,6 +167,13 @@ mod tests {
         let mut cursor = Cursor::default();
         cursor.advance(0, 5);
         cursor.advance(0, 3);
-        assert_eq!(cursor.feed, [Spot { partition: 0, next: 5, after: None }]);
+        assert_eq!(
+            cursor.feed,
+            [Spot {
+                partition: 0,
+                next: 5,
+                after: None
+            }]
+        );
     }
 }

@@ -29,7 +29,9 @@ pub enum FeedError {
         message: String,
     },
     /// The cursor cannot be used.
-    #[error("the cursor cannot be used: {0}; a pull without `cursor` and `since` starts anew with everything")]
+    #[error(
+        "the cursor cannot be used: {0}; a pull without `cursor` and `since` starts anew with everything"
+    )]
     Cursor(TokenError),
     /// The caller asked to read its own write, and the write was not there in time.
     #[error("after {0:?} the batch of `wait_for` is not applied yet")]
@@ -63,22 +65,29 @@ impl FeedError {
         let detail = self.to_string();
         match self {
             FeedError::UnknownDomain(_) | FeedError::NotFound(_) => Problem::not_found(detail),
-            FeedError::Parameter { name, .. } => Problem::bad_request(detail).with("parameter", name.as_str()),
+            FeedError::Parameter { name, .. } => {
+                Problem::bad_request(detail).with("parameter", name.as_str())
+            }
             FeedError::Cursor(_) => {
                 Problem::new(self.status(), "bad-cursor", "The cursor cannot be used").detail(detail)
             }
-            FeedError::NotApplied(_) => {
-                Problem::new(self.status(), "not-yet-applied", "What was to be waited for is not applied yet")
-                    .detail(detail)
-                    .retry_after(RETRY_AFTER)
-            }
+            FeedError::NotApplied(_) => Problem::new(
+                self.status(),
+                "not-yet-applied",
+                "What was to be waited for is not applied yet",
+            )
+            .detail(detail)
+            .retry_after(RETRY_AFTER),
             FeedError::Unavailable => Problem::unavailable(detail, RETRY_AFTER),
             FeedError::Statement => Problem::internal(),
         }
     }
 
     pub(crate) fn parameter(name: &str, message: impl Into<String>) -> FeedError {
-        FeedError::Parameter { name: name.to_owned(), message: message.into() }
+        FeedError::Parameter {
+            name: name.to_owned(),
+            message: message.into(),
+        }
     }
 }
 
@@ -111,7 +120,10 @@ impl From<deadpool_postgres::PoolError> for FeedError {
 
 /// Errors of the server that pass by themselves: connections, resources, restarts, locks.
 fn passing(code: &SqlState) -> bool {
-    matches!(code.code().get(..2), Some("08" | "40" | "53" | "55" | "57" | "58"))
+    matches!(
+        code.code().get(..2),
+        Some("08" | "40" | "53" | "55" | "57" | "58")
+    )
 }
 
 /// Whether reading a value out of a row failed, rather than getting the row.
@@ -127,7 +139,10 @@ mod tests {
 
     #[test]
     fn what_passes_is_retryable_and_says_when() {
-        for error in [FeedError::Unavailable, FeedError::NotApplied(Duration::from_secs(2))] {
+        for error in [
+            FeedError::Unavailable,
+            FeedError::NotApplied(Duration::from_secs(2)),
+        ] {
             assert!(error.is_retryable());
             assert!(error.problem().is_retryable());
         }

@@ -40,16 +40,18 @@ fn value(domain: &Domain, filter: &Filter, text: &str) -> Result<String, String>
             .map(str::to_owned)
             .ok_or_else(|| format!("must be one of {}", values.join(", "))),
         Some(FieldType::DateTime { .. }) => moment(text).map(stored),
-        Some(FieldType::Integer { .. }) => {
-            text.parse::<i64>().map(|n| n.to_string()).map_err(|_| "must be a whole number".into())
-        }
+        Some(FieldType::Integer { .. }) => text
+            .parse::<i64>()
+            .map(|n| n.to_string())
+            .map_err(|_| "must be a whole number".into()),
         Some(FieldType::Number { .. }) => match text.parse::<f64>() {
             Ok(number) if number.is_finite() => Ok(number.to_string()),
             _ => Err("must be a number".into()),
         },
-        Some(FieldType::Boolean) => {
-            text.parse::<bool>().map(|b| b.to_string()).map_err(|_| "must be true or false".into())
-        }
+        Some(FieldType::Boolean) => text
+            .parse::<bool>()
+            .map(|b| b.to_string())
+            .map_err(|_| "must be true or false".into()),
         Some(FieldType::Uuid) => uuid::Uuid::try_parse(text)
             .map(|id| id.hyphenated().to_string())
             .map_err(|_| "must be a UUID".into()),
@@ -87,7 +89,10 @@ mod tests {
 
     #[test]
     fn a_value_is_compared_in_the_fields_letter_case() {
-        assert_eq!(one("helpdesk", "priority", "high"), Ok(Some(vec![Some("HIGH".into())])));
+        assert_eq!(
+            one("helpdesk", "priority", "high"),
+            Ok(Some(vec![Some("HIGH".into())]))
+        );
         assert_eq!(one("helpdesk", "colour", "red"), Ok(None));
         let error = one("helpdesk", "priority", "urgent").expect_err("no such priority");
         assert_eq!(error, "priority must be one of HIGH, MEDIUM, LOW");
@@ -96,7 +101,10 @@ mod tests {
     #[test]
     fn date_from_takes_a_date_or_a_time_and_nothing_else() {
         let day = |text: &str| Ok(Some(vec![Some(text.to_owned())]));
-        assert_eq!(one("attendance", "date_from", "2026-01-31"), day("2026-01-31T00:00:00.000000Z"));
+        assert_eq!(
+            one("attendance", "date_from", "2026-01-31"),
+            day("2026-01-31T00:00:00.000000Z")
+        );
         assert_eq!(
             one("attendance", "date_from", "2026-01-31T05:30:00 05:30"),
             day("2026-01-31T00:00:00.000000Z")

@@ -16,6 +16,8 @@ mod error;
 mod filter;
 mod outcomes;
 mod page;
+#[cfg(test)]
+mod plans;
 pub mod positions;
 mod query;
 mod reading;

@@ -29,12 +29,18 @@ impl OutcomeStore {
     /// [`SESSION_SETTINGS`](crate::SESSION_SETTINGS).
     pub fn new(pool: Pool, registry: &Registry) -> OutcomeStore {
         let each: Vec<Statements> = registry.iter().map(|domain| Statements::of(domain)).collect();
-        OutcomeStore { store: Store::new(pool), statement: sql::all_outcomes(each.iter()).into() }
+        OutcomeStore {
+            store: Store::new(pool),
+            statement: sql::all_outcomes(each.iter()).into(),
+        }
     }
 
     /// All outcomes of a batch known so far, by index, each index once.
     pub async fn find(&self, tenant: &TenantId, batch: BatchId) -> Result<Vec<ItemOutcome>, FeedError> {
-        let rows = self.store.query(&self.statement, &[&tenant.as_str(), &batch.0]).await?;
+        let rows = self
+            .store
+            .query(&self.statement, &[&tenant.as_str(), &batch.0])
+            .await?;
         let mut found: BTreeMap<u32, (bool, ItemOutcome)> = BTreeMap::new();
         for row in &rows {
             let applied = row.try_get::<_, Option<Value>>("detail")?.is_none();
@@ -54,7 +60,9 @@ impl FindOutcomes for OutcomeStore {
         tenant: &TenantId,
         batch: BatchId,
     ) -> Result<Vec<ItemOutcome>, OutcomesUnavailable> {
-        self.find(tenant, batch).await.map_err(|error| OutcomesUnavailable(error.to_string()))
+        self.find(tenant, batch)
+            .await
+            .map_err(|error| OutcomesUnavailable(error.to_string()))
     }
 }
 
@@ -92,19 +100,26 @@ fn conflict(row: &Row, conflict_id: Uuid, version: i64) -> Result<Outcome, FeedE
     let policy = row.try_get::<_, Option<&str>>("policy")?.and_then(Policy::parse);
     let winner = row.try_get::<_, Option<&str>>("winner")?.and_then(winner);
     let (Some(policy), Some(winner)) = (policy, winner) else {
-        return Err(unreadable(index, &format_args!("its conflict {conflict_id} is not kept")));
+        return Err(unreadable(
+            index,
+            &format_args!("its conflict {conflict_id} is not kept"),
+        ));
     };
     Ok(Outcome::Conflict {
         conflict_id,
         policy,
         winner,
-        server_version: row.try_get::<_, Option<i64>>("result_version")?.unwrap_or(version),
+        server_version: row
+            .try_get::<_, Option<i64>>("result_version")?
+            .unwrap_or(version),
         client_version: row.try_get::<_, Option<i64>>("client_version")?.unwrap_or(0),
     })
 }
 
 fn winner(name: &str) -> Option<Winner> {
-    [Winner::Client, Winner::Server, Winner::Merged, Winner::None].into_iter().find(|w| w.as_str() == name)
+    [Winner::Client, Winner::Server, Winner::Merged, Winner::None]
+        .into_iter()
+        .find(|w| w.as_str() == name)
 }
 
 fn unreadable(index: i32, why: &dyn std::fmt::Display) -> FeedError {

@@ -28,7 +28,11 @@ pub(crate) struct Document<'a> {
 
 impl Page {
     pub(crate) fn new(limit: usize) -> Page {
-        Page { limit, entries: Vec::with_capacity(limit), places: HashMap::with_capacity(limit) }
+        Page {
+            limit,
+            entries: Vec::with_capacity(limit),
+            places: HashMap::with_capacity(limit),
+        }
     }
 
     /// How many entries more it is to hold.
@@ -110,7 +114,9 @@ pub(crate) fn instant(time: DateTime<Utc>) -> String {
 }
 
 fn push_string(text: &mut String, value: &str) {
-    let plain = value.bytes().all(|b| b.is_ascii_alphanumeric() || matches!(b, b'-' | b'_' | b'.' | b'/' | b'%'));
+    let plain = value
+        .bytes()
+        .all(|b| b.is_ascii_alphanumeric() || matches!(b, b'-' | b'_' | b'.' | b'/' | b'%'));
     match plain {
         true => {
             text.push('"');
@@ -126,7 +132,12 @@ mod tests {
     use super::*;
 
     fn document(doc: &str) -> Value {
-        let document = Document { id: "a\"b", version: 3, synced_at: DateTime::UNIX_EPOCH, doc };
+        let document = Document {
+            id: "a\"b",
+            version: 3,
+            synced_at: DateTime::UNIX_EPOCH,
+            doc,
+        };
         serde_json::from_str(&document.to_json("item_id")).expect("JSON")
     }
 
@@ -146,8 +157,7 @@ mod tests {
         page.put("y", None, r#"{"n":2}"#.into());
         page.put("x", None, r#"{"n":3}"#.into());
         assert_eq!((page.len(), page.room()), (2, 0));
-        let body: Value =
-            serde_json::from_str(&page.to_json(true, DateTime::UNIX_EPOCH, "c")).expect("JSON");
+        let body: Value = serde_json::from_str(&page.to_json(true, DateTime::UNIX_EPOCH, "c")).expect("JSON");
         assert_eq!(body["items"], serde_json::json!([{"n": 2}, {"n": 3}]));
         assert_eq!(body["has_more"], true);
     }

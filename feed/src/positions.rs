@@ -148,7 +148,15 @@ pub(crate) async fn current(store: &Store) -> Result<Positions, FeedError> {
 
 fn of_rows(rows: &[tokio_postgres::Row]) -> Result<Positions, tokio_postgres::Error> {
     rows.iter()
-        .map(|row| Ok((TopicPartition { topic: row.try_get(0)?, partition: row.try_get(1)? }, row.try_get(2)?)))
+        .map(|row| {
+            Ok((
+                TopicPartition {
+                    topic: row.try_get(0)?,
+                    partition: row.try_get(1)?,
+                },
+                row.try_get(2)?,
+            ))
+        })
         .collect()
 }
 
@@ -169,9 +177,15 @@ mod tests {
         let mut database = Config::new();
         // A port that nobody listens on: the attempt fails at once, for ever.
         database.host("127.0.0.1").port(1).user("nobody");
-        let config = PositionsConfig { database, channel: "c".into(), poll: Duration::from_millis(10) };
+        let config = PositionsConfig {
+            database,
+            channel: "c".into(),
+            poll: Duration::from_millis(10),
+        };
         let (positions, work) = watch(config);
         drop(positions);
-        timeout(Duration::from_secs(5), work).await.expect("the work ends");
+        timeout(Duration::from_secs(5), work)
+            .await
+            .expect("the work ends");
     }
 }

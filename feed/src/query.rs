@@ -41,7 +41,11 @@ pub(crate) struct Pull {
 
 impl Query {
     fn parameter(&self, name: &str) -> Result<Option<&str>, FeedError> {
-        let mut values = self.0.iter().filter(|(known, _)| known == name).map(|(_, value)| value.as_str());
+        let mut values = self
+            .0
+            .iter()
+            .filter(|(known, _)| known == name)
+            .map(|(_, value)| value.as_str());
         match (values.next(), values.next()) {
             (Some(_), Some(_)) => Err(FeedError::parameter(name, "is there twice")),
             (value, _) => Ok(value),
@@ -59,26 +63,36 @@ impl Query {
                 FeedError::parameter("since", "must be an RFC 3339 time, as 2026-01-31T09:30:00Z")
             })?),
             (Some(_), Some(_)) => {
-                return Err(FeedError::parameter("since", "cannot be used with cursor: a cursor says where to go on"));
+                return Err(FeedError::parameter(
+                    "since",
+                    "cannot be used with cursor: a cursor says where to go on",
+                ));
             }
         };
         let filters = filter::values(domain, |name| self.parameter(name))?;
-        Ok(Pull { start, limit: self.limit()?, filters })
+        Ok(Pull {
+            start,
+            limit: self.limit()?,
+            filters,
+        })
     }
 
     fn limit(&self) -> Result<usize, FeedError> {
         match self.parameter("limit")?.map(str::parse) {
             None => Ok(DEFAULT_LIMIT),
             Some(Ok(limit)) if (1..=MAX_LIMIT).contains(&limit) => Ok(limit),
-            Some(_) => {
-                Err(FeedError::parameter("limit", format!("must be a whole number from 1 to {MAX_LIMIT}")))
-            }
+            Some(_) => Err(FeedError::parameter(
+                "limit",
+                format!("must be a whole number from 1 to {MAX_LIMIT}"),
+            )),
         }
     }
 
     /// What must be applied before the read: the places of the receipt in `wait_for`.
     pub(crate) fn wait_for(&self, tenant: &TenantId) -> Result<Option<Appended>, FeedError> {
-        let Some(text) = self.parameter("wait_for")? else { return Ok(None) };
+        let Some(text) = self.parameter("wait_for")? else {
+            return Ok(None);
+        };
         Receipt::open(text, tenant)
             .map(|receipt| Some(receipt.appended))
             .map_err(|error| FeedError::parameter("wait_for", format!("is no receipt of yours: {error}")))
@@ -91,23 +105,36 @@ mod tests {
     use tidelog_events::domain::Registry;
 
     fn pull(pairs: &[(&str, &str)]) -> Result<Pull, String> {
-        let query = Query(pairs.iter().map(|(n, v)| ((*n).to_owned(), (*v).to_owned())).collect());
+        let query = Query(
+            pairs
+                .iter()
+                .map(|(n, v)| ((*n).to_owned(), (*v).to_owned()))
+                .collect(),
+        );
         let registry = Registry::shipped();
         let tenant = TenantId::parse("acme").expect("a tenant");
-        query.pull(&tenant, registry.by_name("helpdesk").expect("a domain")).map_err(|error| error.to_string())
+        query
+            .pull(&tenant, registry.by_name("helpdesk").expect("a domain"))
+            .map_err(|error| error.to_string())
     }
 
     #[test]
     fn who_says_nothing_starts_anew_with_a_hundred() {
         let asked = pull(&[("colour", "red"), ("colour", "blue")]).expect("a pull");
-        assert_eq!((asked.start, asked.limit, asked.filters), (Start::Anew, 100, None));
+        assert_eq!(
+            (asked.start, asked.limit, asked.filters),
+            (Start::Anew, 100, None)
+        );
     }
 
     #[test]
     fn a_limit_out_of_range_is_refused_and_so_is_what_cannot_be_read() {
         assert_eq!(pull(&[("limit", "1000")]).map(|asked| asked.limit), Ok(1000));
         for bad in ["0", "1001", "-1", "ten", "", "1e2"] {
-            assert!(pull(&[("limit", bad)]).is_err_and(|text| text.starts_with("limit must be")), "{bad:?}");
+            assert!(
+                pull(&[("limit", bad)]).is_err_and(|text| text.starts_with("limit must be")),
+                "{bad:?}"
+            );
         }
         assert!(pull(&[("limit", "5"), ("limit", "6")]).is_err());
         assert!(pull(&[("since", "null")]).is_err_and(|text| text.contains("RFC 3339")));
@@ -118,6 +145,9 @@ mod tests {
     #[test]
     fn a_plus_that_was_not_escaped_is_still_an_offset() {
         let asked = pull(&[("since", "2026-01-31T09:30:00 05:30")]).expect("a pull");
-        assert_eq!(asked.start, Start::Since("2026-01-31T04:00:00Z".parse().expect("a time")));
+        assert_eq!(
+            asked.start,
+            Start::Since("2026-01-31T04:00:00Z".parse().expect("a time"))
+        );
     }
 }

@@ -70,9 +70,14 @@ impl Readable {
             Visibility::Tenant => None,
             Visibility::Owner { readers } if readers.contains(&caller.role) => None,
             Visibility::Owner { .. } => Some(vec![caller.user.as_str().to_owned()]),
-            Visibility::Scoped { .. } | Visibility::Parent => {
-                Some(Reader { user: &caller.user, role: caller.role }.tokens().to_vec())
-            }
+            Visibility::Scoped { .. } | Visibility::Parent => Some(
+                Reader {
+                    user: &caller.user,
+                    role: caller.role,
+                }
+                .tokens()
+                .to_vec(),
+            ),
         }
     }
 
@@ -84,7 +89,10 @@ impl Readable {
 impl Batch {
     /// Takes the rows of `walk` and `follow` apart.
     pub(crate) fn of(rows: Vec<Row>) -> Result<Batch, FeedError> {
-        let mut batch = Batch { places: Vec::new(), rows: Vec::with_capacity(rows.len()) };
+        let mut batch = Batch {
+            places: Vec::new(),
+            rows: Vec::with_capacity(rows.len()),
+        };
         for row in rows {
             if row.try_get(0)? {
                 batch.places.push(Place {
@@ -131,7 +139,11 @@ impl Found {
     /// Where a change stands in the order told. Only children can share an offset.
     pub(crate) fn order(&self, child: bool) -> Result<Order, FeedError> {
         let (partition, offset) = self.spot()?;
-        let id = if child { Uuid::try_parse(self.id()?).unwrap_or_default() } else { Uuid::nil() };
+        let id = if child {
+            Uuid::try_parse(self.id()?).unwrap_or_default()
+        } else {
+            Uuid::nil()
+        };
         Ok((self.changed_at()?, partition, offset, id))
     }
 
@@ -146,8 +158,12 @@ impl Found {
         if self.row.try_get(7)? {
             page.put(id, parent, page::removal(id_column, id, self.row.try_get(6)?));
         } else if let Some(doc) = self.row.try_get(9)? {
-            let document =
-                Document { id, version: self.row.try_get(6)?, synced_at: self.row.try_get(8)?, doc };
+            let document = Document {
+                id,
+                version: self.row.try_get(6)?,
+                synced_at: self.row.try_get(8)?,
+                doc,
+            };
             page.put(id, parent, document.to_json(id_column));
         }
         Ok(())
@@ -197,7 +213,10 @@ mod tests {
             next_offset: 0,
             applied_through: DateTime::from_timestamp(*seconds, 0).expect("a time"),
         });
-        Batch { places: places.collect(), rows: Vec::new() }
+        Batch {
+            places: places.collect(),
+            rows: Vec::new(),
+        }
     }
 
     #[test]

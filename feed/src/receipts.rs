@@ -53,16 +53,22 @@ impl Receipts<'_> {
                 (receipt.batch, Some(receipt))
             }
         };
-        let (noted, outcomes) =
-            tokio::try_join!(self.noted(&caller.tenant, batch), self.outcomes.find(&caller.tenant, batch))?;
-        let sender = noted.as_ref().map(|noted| noted.user.as_str()).or(outcomes.first().map(|o| o.user.as_str()));
+        let (noted, outcomes) = tokio::try_join!(
+            self.noted(&caller.tenant, batch),
+            self.outcomes.find(&caller.tenant, batch)
+        )?;
+        let sender = noted
+            .as_ref()
+            .map(|noted| noted.user.as_str())
+            .or(outcomes.first().map(|o| o.user.as_str()));
         match sender {
             Some(user) if user == caller.user.as_str() || caller.role == Role::Operator => {}
             // Nobody knows yet who sent it, and nothing is told but what the receipt itself says.
             None if receipt.is_some() => {}
             _ => return Err(UNKNOWN),
         }
-        self.answer(&caller.tenant, batch, noted, receipt, &outcomes).ok_or(UNKNOWN)
+        self.answer(&caller.tenant, batch, noted, receipt, &outcomes)
+            .ok_or(UNKNOWN)
     }
 
     async fn noted(&self, tenant: &TenantId, batch: BatchId) -> Result<Option<Noted>, FeedError> {
@@ -81,9 +87,21 @@ impl Receipts<'_> {
     ) -> Option<String> {
         let domain = self.domain(noted.as_ref(), receipt.as_ref(), outcomes)?;
         let (received_at, refused, receipt) = match noted {
-            Some(Noted { received_at, appended_items, appended, refused, .. }) => {
-                (received_at, refused, Some(Receipt { batch, appended_items, appended }))
-            }
+            Some(Noted {
+                received_at,
+                appended_items,
+                appended,
+                refused,
+                ..
+            }) => (
+                received_at,
+                refused,
+                Some(Receipt {
+                    batch,
+                    appended_items,
+                    appended,
+                }),
+            ),
             None => (Utc::now(), Vec::new(), receipt),
         };
         let items = receipt.as_ref().map(|receipt| receipt.appended_items as usize);
@@ -100,14 +118,24 @@ impl Receipts<'_> {
         Some(answer.to_json())
     }
 
-    fn domain(&self, noted: Option<&Noted>, receipt: Option<&Receipt>, outcomes: &[ItemOutcome]) -> Option<&Domain> {
-        let named = noted.map(|noted| noted.domain.as_str()).or(outcomes.first().map(|item| item.domain.as_str()));
+    fn domain(
+        &self,
+        noted: Option<&Noted>,
+        receipt: Option<&Receipt>,
+        outcomes: &[ItemOutcome],
+    ) -> Option<&Domain> {
+        let named = noted
+            .map(|noted| noted.domain.as_str())
+            .or(outcomes.first().map(|item| item.domain.as_str()));
         if let Some(domain) = named.and_then(|name| self.registry.by_name(name)) {
             return Some(domain);
         }
         let (place, _) = receipt?.appended.iter().next()?;
         let topic = place.topic.strip_prefix(self.topic_prefix)?;
-        self.registry.iter().find(|domain| domain.topic == topic).map(AsRef::as_ref)
+        self.registry
+            .iter()
+            .find(|domain| domain.topic == topic)
+            .map(AsRef::as_ref)
     }
 }
 
@@ -117,7 +145,8 @@ fn noted(row: &Row) -> Result<Noted, FeedError> {
         tracing::error!(%error, "a batch's note cannot be read");
         FeedError::Statement
     };
-    let places: Vec<(String, i32, i64)> = serde_json::from_value(appended).map_err(|error| unreadable(&error))?;
+    let places: Vec<(String, i32, i64)> =
+        serde_json::from_value(appended).map_err(|error| unreadable(&error))?;
     let mut appended = Appended::default();
     for (topic, partition, last) in places {
         appended.note(TopicPartition { topic, partition }, last);

@@ -13,16 +13,31 @@ const ABSENT: FeedError = FeedError::NotFound("there is no such record for you")
 pub(crate) async fn find(reading: &Reading<'_>, spellings: &[String]) -> Result<String, FeedError> {
     let domain = &reading.from.domain;
     let spellings: Vec<String> = match domain.is_entity() {
-        true => spellings.iter().filter_map(|text| Uuid::try_parse(text).ok()).map(|id| id.to_string()).collect(),
-        false => spellings.iter().filter(|text| !text.is_empty() && !text.contains('\0')).cloned().collect(),
+        true => spellings
+            .iter()
+            .filter_map(|text| Uuid::try_parse(text).ok())
+            .map(|id| id.to_string())
+            .collect(),
+        false => spellings
+            .iter()
+            .filter(|text| !text.is_empty() && !text.contains('\0'))
+            .cloned()
+            .collect(),
     };
     if spellings.is_empty() {
         return Err(ABSENT);
     }
     let values: [crate::store::Parameter<'_>; 3] = [&reading.tenant, &spellings, &reading.reader];
-    let rows = reading.store.query(&reading.from.statements.record, &values).await?;
+    let rows = reading
+        .store
+        .query(&reading.from.statements.record, &values)
+        .await?;
     let row = rows.first().ok_or(ABSENT)?;
-    let document =
-        Document { id: row.try_get(0)?, version: row.try_get(1)?, synced_at: row.try_get(2)?, doc: row.try_get(3)? };
+    let document = Document {
+        id: row.try_get(0)?,
+        version: row.try_get(1)?,
+        synced_at: row.try_get(2)?,
+        doc: row.try_get(3)?,
+    };
     Ok(document.to_json(domain.id_column()))
 }

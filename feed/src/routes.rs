@@ -58,7 +58,11 @@ impl Feed {
             domain: domain.clone(),
         };
         Feed {
-            domains: parts.registry.iter().map(|domain| (domain.name.clone(), readable(domain))).collect(),
+            domains: parts
+                .registry
+                .iter()
+                .map(|domain| (domain.name.clone(), readable(domain)))
+                .collect(),
             outcomes: OutcomeStore::new(parts.pool.clone(), &parts.registry),
             store: Store::new(parts.pool),
             registry: parts.registry,
@@ -74,17 +78,31 @@ impl Feed {
 
     fn reading<'a>(&'a self, from: &'a Readable, caller: &'a Caller) -> Reading<'a> {
         let (tenant, reader) = (caller.tenant.as_str(), from.reader(caller));
-        Reading { store: &self.store, from, tenant, reader, filters: None }
+        Reading {
+            store: &self.store,
+            from,
+            tenant,
+            reader,
+            filters: None,
+        }
     }
 
     /// Waits for what the query's `wait_for` names, if it names something; tells whether it did.
     async fn waited(&self, caller: &Caller, query: &Query, wait: Wait) -> Result<bool, FeedError> {
-        let Some(appended) = query.wait_for(&caller.tenant)? else { return Ok(false) };
+        let Some(appended) = query.wait_for(&caller.tenant)? else {
+            return Ok(false);
+        };
         wait::until_applied(&self.positions, &self.store, &appended, wait.duration()).await?;
         Ok(true)
     }
 
-    async fn changes(&self, name: &str, caller: &Caller, wait: Wait, query: &Query) -> Result<Response, FeedError> {
+    async fn changes(
+        &self,
+        name: &str,
+        caller: &Caller,
+        wait: Wait,
+        query: &Query,
+    ) -> Result<Response, FeedError> {
         let from = self.readable(name)?;
         let asked = query.pull(&caller.tenant, &from.domain)?;
         let waited = self.waited(caller, query, wait).await?;
@@ -92,7 +110,9 @@ impl Feed {
         reading.filters.clone_from(&asked.filters);
         let pulled = changes::pull(&reading, asked).await?;
         let cursor = pulled.cursor.seal(&caller.tenant, &from.domain.name);
-        let body = pulled.page.to_json(pulled.end.has_more, pulled.end.next_timestamp, &cursor);
+        let body = pulled
+            .page
+            .to_json(pulled.end.has_more, pulled.end.next_timestamp, &cursor);
         Ok(answer(body, wait, waited))
     }
 
@@ -144,25 +164,37 @@ pub fn routes(feed: Arc<Feed>, auth: Auth) -> BoxedFilter<(Response,)> {
         .and(prefer::wait())
         .and(query)
         .and(feed.clone())
-        .then(|name: String, caller: Caller, wait: Wait, query: Query, feed: Arc<Feed>| async move {
-            told(feed.changes(&name, &caller, wait, &query).await)
-        });
+        .then(
+            |name: String, caller: Caller, wait: Wait, query: Query, feed: Arc<Feed>| async move {
+                told(feed.changes(&name, &caller, wait, &query).await)
+            },
+        );
     let record = api
         .and(warp::path!(String / "records" / ..))
         .and(warp::path::tail())
         .and_then(|name: String, tail: warp::path::Tail| async move {
-            let identity = tail.as_str().strip_suffix('/').unwrap_or(tail.as_str()).to_owned();
+            let identity = tail
+                .as_str()
+                .strip_suffix('/')
+                .unwrap_or(tail.as_str())
+                .to_owned();
             // Nothing after `records/` is no path of ours.
-            if identity.is_empty() { Err(warp::reject::not_found()) } else { Ok((name, identity)) }
+            if identity.is_empty() {
+                Err(warp::reject::not_found())
+            } else {
+                Ok((name, identity))
+            }
         })
         .and(warp::get())
         .and(auth.caller())
         .and(prefer::wait())
         .and(query)
         .and(feed)
-        .then(|path: (String, String), caller: Caller, wait: Wait, query: Query, feed: Arc<Feed>| async move {
-            told(feed.record((&path.0, &path.1), &caller, wait, &query).await)
-        });
+        .then(
+            |path: (String, String), caller: Caller, wait: Wait, query: Query, feed: Arc<Feed>| async move {
+                told(feed.record((&path.0, &path.1), &caller, wait, &query).await)
+            },
+        );
     receipt.or(changes).unify().or(record).unify().boxed()
 }
 
@@ -181,8 +213,12 @@ fn answer(body: String, wait: Wait, waited: bool) -> Response {
 /// An answer is one caller's, of one moment.
 fn json(body: String) -> Response {
     let mut response = Response::new(Bytes::from(body).into());
-    response.headers_mut().insert(CONTENT_TYPE, HeaderValue::from_static("application/json"));
-    response.headers_mut().insert(CACHE_CONTROL, HeaderValue::from_static("no-store"));
+    response
+        .headers_mut()
+        .insert(CONTENT_TYPE, HeaderValue::from_static("application/json"));
+    response
+        .headers_mut()
+        .insert(CACHE_CONTROL, HeaderValue::from_static("no-store"));
     response
 }
 

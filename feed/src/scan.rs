@@ -49,7 +49,10 @@ pub(crate) async fn follow(
     let mut first = true;
     loop {
         let all = effort.next(page.room());
-        let ask = Ask { each: if first { share(all, cursor.feed.len()) } else { all }, all };
+        let ask = Ask {
+            each: if first { share(all, cursor.feed.len()) } else { all },
+            all,
+        };
         let batch = fetch(reading, cursor, &ask).await?;
         first = false;
         let told = page.len();
@@ -68,7 +71,10 @@ pub(crate) async fn follow(
             Stop::Unknown(at) if page.room() == 0 && since.is_none_or(|since| at > since) => (true, at),
             Stop::Unknown(_) => continue,
         };
-        return Ok(End { has_more, next_timestamp: reached.min(applied) });
+        return Ok(End {
+            has_more,
+            next_timestamp: reached.min(applied),
+        });
     }
 }
 
@@ -83,17 +89,36 @@ async fn fetch(reading: &Reading<'_>, cursor: &Cursor, ask: &Ask) -> Result<Batc
     let child = reading.from.is_child();
     let partitions: Vec<i32> = cursor.feed.iter().map(|spot| spot.partition).collect();
     // Children are read after (offset, identity): the end of the offset before, or amid one.
-    let offset = |spot: &Spot| if child && spot.after.is_none() { spot.next - 1 } else { spot.next };
+    let offset = |spot: &Spot| {
+        if child && spot.after.is_none() {
+            spot.next - 1
+        } else {
+            spot.next
+        }
+    };
     let offsets: Vec<i64> = cursor.feed.iter().map(offset).collect();
     let after: Vec<Option<Uuid>> = cursor.feed.iter().map(|spot| spot.after).collect();
     let (each, all) = (ask.each as i64, ask.all as i64);
     let (tenant, topic) = (reading.tenant, &reading.from.topic);
-    let mut values: Vec<crate::store::Parameter<'_>> =
-        vec![&tenant, topic, &reading.reader, &reading.filters, &partitions, &offsets, &each, &all];
+    let mut values: Vec<crate::store::Parameter<'_>> = vec![
+        &tenant,
+        topic,
+        &reading.reader,
+        &reading.filters,
+        &partitions,
+        &offsets,
+        &each,
+        &all,
+    ];
     if child {
         values.push(&after);
     }
-    Batch::of(reading.store.query(&reading.from.statements.follow, &values).await?)
+    Batch::of(
+        reading
+            .store
+            .query(&reading.from.statements.follow, &values)
+            .await?,
+    )
 }
 
 fn consume(
@@ -105,9 +130,13 @@ fn consume(
     since: Option<DateTime<Utc>>,
 ) -> Result<Stop, FeedError> {
     let child = reading.from.is_child();
-    let mut rows = batch.rows.iter().map(|row| Ok((row.order(child)?, row))).collect::<Result<Vec<_>, FeedError>>()?;
+    let mut rows = batch
+        .rows
+        .iter()
+        .map(|row| Ok((row.order(child)?, row)))
+        .collect::<Result<Vec<_>, FeedError>>()?;
     // They come in this order; that they do is the planner's choice, not the statement's promise.
-    rows.sort_by(|one, other| one.0.cmp(&other.0));
+    rows.sort_by_key(|(order, _)| *order);
     let mut looked_at: HashMap<i32, usize> = HashMap::new();
     let mut last = None;
     for ((changed_at, partition, offset, id), row) in rows {
@@ -119,8 +148,16 @@ fn consume(
             row.tell(page, reading.from.domain.id_column())?;
         }
         *cursor.spot(partition) = match child {
-            true => Spot { partition, next: offset, after: Some(id) },
-            false => Spot { partition, next: offset + 1, after: None },
+            true => Spot {
+                partition,
+                next: offset,
+                after: Some(id),
+            },
+            false => Spot {
+                partition,
+                next: offset + 1,
+                after: None,
+            },
         };
         let count = looked_at.entry(partition).or_default();
         *count += 1;

@@ -10,10 +10,19 @@ use crate::reading::Reading;
 /// The cursor from which everything at or after `since` follows.
 pub(crate) async fn locate(reading: &Reading<'_>, since: DateTime<Utc>) -> Result<Cursor, FeedError> {
     let (tenant, topic) = (reading.tenant, &reading.from.topic);
-    let rows = reading.store.query(&reading.from.statements.since, &[&tenant, topic, &since]).await?;
+    let rows = reading
+        .store
+        .query(&reading.from.statements.since, &[&tenant, topic, &since])
+        .await?;
     let feed = rows
         .iter()
-        .map(|row| Ok(Spot { partition: row.try_get(0)?, next: row.try_get(1)?, after: None }))
+        .map(|row| {
+            Ok(Spot {
+                partition: row.try_get(0)?,
+                next: row.try_get(1)?,
+                after: None,
+            })
+        })
         .collect::<Result<Vec<Spot>, FeedError>>()?;
     Ok(Cursor { feed, walk: None })
 }

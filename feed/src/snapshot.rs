@@ -37,7 +37,10 @@ pub(crate) async fn walk(
                 }
                 row.tell(page, reading.from.domain.id_column())?;
             }
-            cursor.walk = Some(Passed { id: row.id()?.to_owned(), parent: row.parent()? });
+            cursor.walk = Some(Passed {
+                id: row.id()?.to_owned(),
+                parent: row.parent()?,
+            });
         }
         effort.note(batch.rows.len(), page.len() - told);
         if batch.rows.len() < most {

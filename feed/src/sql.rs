@@ -106,9 +106,15 @@ impl<'a> Names<'a> {
     fn passes(&self, filters: &str) -> String {
         let each = self.domain.filters.iter().enumerate().map(|(at, filter)| {
             let value = format!("({filters}::text[])[{}]", at + 1);
-            format!("\n            AND ({value} IS NULL OR {})", comparison(self.domain, filter, &value))
+            format!(
+                "\n            AND ({value} IS NULL OR {})",
+                comparison(self.domain, filter, &value)
+            )
         });
-        format!("({filters}::text[] IS NULL OR (true{}))", each.collect::<String>())
+        format!(
+            "({filters}::text[] IS NULL OR (true{}))",
+            each.collect::<String>()
+        )
     }
 
     /// Row `r`'s document. A telemetry item may hold a field that is called like its identity's column.
@@ -121,7 +127,10 @@ impl<'a> Names<'a> {
 
     fn beyond(&self) -> String {
         match (self.child, self.domain.is_entity()) {
-            (true, _) => format!("\n        AND ({}, parent_id) > ($6::text::uuid, $7::uuid)", self.id),
+            (true, _) => format!(
+                "\n        AND ({}, parent_id) > ($6::text::uuid, $7::uuid)",
+                self.id
+            ),
             (false, true) => format!("\n        AND {} > $6::text::uuid", self.id),
             (false, false) => format!("\n        AND {} > $6::text", self.id),
         }
@@ -178,7 +187,10 @@ SELECT false, NULL::integer, NULL::bigint, NULL::timestamptz,
     fn scanned(&self) -> String {
         let (id, changes) = (self.id, &self.changes);
         let (from, order) = match self.child {
-            true => (format!(r#"("offset", {id}) > (p.start, p.after)"#), format!(r#""offset", {id}"#)),
+            true => (
+                format!(r#"("offset", {id}) > (p.start, p.after)"#),
+                format!(r#""offset", {id}"#),
+            ),
             false => (r#""offset" >= p.start"#.to_owned(), r#""offset""#.to_owned()),
         };
         let parent = if self.child { ", parent_id" } else { "" };
@@ -227,7 +239,11 @@ SELECT false, s.partition, s."offset", s.changed_at,
             scanned = self.scanned(),
             id = self.id,
             rows = self.rows,
-            same_parent = if self.child { " AND r.parent_id = s.parent_id" } else { "" },
+            same_parent = if self.child {
+                " AND r.parent_id = s.parent_id"
+            } else {
+                ""
+            },
             parent = self.parent("s"),
             lost = self.lost("$3"),
             sees = self.sees("$3"),
@@ -294,7 +310,9 @@ SELECT partition, max(low) FROM search GROUP BY partition"#,
 
 /// All outcomes of a batch: what applied, from the domains' own statements, and what did not. `$1` tenant, `$2` batch.
 pub(crate) fn all_outcomes<'a>(domains: impl Iterator<Item = &'a Statements>) -> String {
-    let applied: String = domains.map(|statements| format!("{}\nUNION ALL\n", statements.outcomes)).collect();
+    let applied: String = domains
+        .map(|statements| format!("{}\nUNION ALL\n", statements.outcomes))
+        .collect();
     format!(
         r#"SELECT o.domain, o.subject, o.batch_index, o.user_id, o.operation, o.version, o.logged_at, o.detail,
        o.conflict_id, k.policy, k.winner, k.result_version, k.client_version
@@ -319,12 +337,21 @@ fn comparison(domain: &Domain, filter: &Filter, value: &str) -> String {
         None => (None, None),
     };
     match kind {
-        _ if from => format!("{} >= {value}::timestamptz", column.unwrap_or(format!("instant{stored}"))),
+        _ if from => format!(
+            "{} >= {value}::timestamptz",
+            column.unwrap_or(format!("instant{stored}"))
+        ),
         Some(FieldType::DateTime { .. }) => {
-            format!("{} = {value}::timestamptz", column.unwrap_or(format!("instant{stored}")))
+            format!(
+                "{} = {value}::timestamptz",
+                column.unwrap_or(format!("instant{stored}"))
+            )
         }
         Some(FieldType::Number { .. }) => {
-            format!("{} = {value}::double precision", column.unwrap_or(format!("{stored}::double precision")))
+            format!(
+                "{} = {value}::double precision",
+                column.unwrap_or(format!("{stored}::double precision"))
+            )
         }
         Some(FieldType::Uuid) => format!("lower({stored}) = {value}"),
         // A promoted whole number or boolean has another type than its text.
@@ -336,18 +363,4 @@ fn comparison(domain: &Domain, filter: &Filter, value: &str) -> String {
 /// A text as an SQL literal; only ever a name out of a definition.
 fn literal(text: &str) -> String {
     format!("'{}'", text.replace('\'', "''"))
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-    use tidelog_events::domain::Registry;
-
-    #[test]
-    fn print() {
-        let registry = Registry::shipped();
-        let s = Statements::of(registry.by_name(&std::env::var("DOM").unwrap_or("helpdesk".into())).expect("x"));
-        println!("-----follow\n{}\n-----walk\n{}\n-----since\n{}\n-----record\n{}\n-----", s.follow, s.walk_next, s.since, s.record);
-        println!("-----outcomes\n{}\n-----", all_outcomes(registry.iter().map(|d| Statements::of(d)).collect::<Vec<_>>().iter()));
-    }
 }

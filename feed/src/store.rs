@@ -48,7 +48,11 @@ impl Store {
     }
 
     async fn attempt(&self, sql: &str, values: &[Parameter<'_>]) -> Result<Vec<Row>, Failure> {
-        let client = self.pool.get().await.map_err(|error| Failure::Told(error.into()))?;
+        let client = self
+            .pool
+            .get()
+            .await
+            .map_err(|error| Failure::Told(error.into()))?;
         let failed = |error: tokio_postgres::Error| match error.is_closed() {
             true => Failure::Closed,
             false => Failure::Told(error.into()),

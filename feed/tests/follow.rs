@@ -26,7 +26,11 @@ impl Phone {
         let path = format!("/api/v1/{}/changes?limit={limit}{}", self.domain, self.next);
         let page = stage.get(&self.who, &path).await;
         let items = page["items"].as_array().unwrap();
-        assert!(self.by_time || items.len() <= limit, "{} items for limit {limit}", items.len());
+        assert!(
+            self.by_time || items.len() <= limit,
+            "{} items for limit {limit}",
+            items.len()
+        );
         for item in items {
             self.take(item);
         }
@@ -38,14 +42,24 @@ impl Phone {
     }
 
     fn take(&mut self, item: &Value) {
-        let name = if self.domain == "metrics" { "item_id" } else { "mobile_id" };
-        let (id, version) = (item[name].as_str().unwrap().to_owned(), item["version"].as_i64().unwrap());
+        let name = if self.domain == "metrics" {
+            "item_id"
+        } else {
+            "mobile_id"
+        };
+        let (id, version) = (
+            item[name].as_str().unwrap().to_owned(),
+            item["version"].as_i64().unwrap(),
+        );
         if item.get("deleted").is_some() {
             self.copy.remove(&id);
         } else {
             assert_eq!(item["v"], version, "{item}");
             let before = self.copy.insert(id, version);
-            assert!(before.is_none_or(|before| self.by_time || before <= version), "an older state came after a newer");
+            assert!(
+                before.is_none_or(|before| self.by_time || before <= version),
+                "an older state came after a newer"
+            );
         }
     }
 
@@ -64,12 +78,22 @@ impl Phone {
 fn phones() -> Vec<Phone> {
     let mut phones = Vec::new();
     for tenant in TENANTS {
-        let askers = [(USERS[0], Role::User), (USERS[1], Role::User), ("eve", Role::Supervisor)];
+        let askers = [
+            (USERS[0], Role::User),
+            (USERS[1], Role::User),
+            ("eve", Role::Supervisor),
+        ];
         for (user, role) in askers {
             for domain in DOMAINS {
                 for by_time in [false, true] {
                     let who = Asker::new(tenant, user, role);
-                    phones.push(Phone { who, domain, by_time, next: String::new(), copy: BTreeMap::new() });
+                    phones.push(Phone {
+                        who,
+                        domain,
+                        by_time,
+                        next: String::new(),
+                        copy: BTreeMap::new(),
+                    });
                 }
             }
         }
@@ -78,7 +102,9 @@ fn phones() -> Vec<Phone> {
 }
 
 async fn history(seed: u64) {
-    let Some(stage) = support::stage().await else { return };
+    let Some(stage) = support::stage().await else {
+        return;
+    };
     let (mut world, mut random, mut phones) = (World::default(), Random(seed), phones());
     for round in 0..12 {
         for _ in 0..random.below(40) {
@@ -93,7 +119,11 @@ async fn history(seed: u64) {
                 1 => drop(phone.pull(&stage, limit).await),
                 _ if phone.catch_up(&stage, limit).await && !phone.by_time => {
                     let seen = world.seen(&phone.who, phone.domain);
-                    assert_eq!(phone.copy, seen, "seed {seed} round {round}: {:?} {}", phone.who, phone.domain);
+                    assert_eq!(
+                        phone.copy, seen,
+                        "seed {seed} round {round}: {:?} {}",
+                        phone.who, phone.domain
+                    );
                 }
                 _ => {}
             }
@@ -101,18 +131,34 @@ async fn history(seed: u64) {
     }
     for phone in &mut phones {
         let limit = 1 + random.below(7);
-        assert!(phone.catch_up(&stage, limit).await, "seed {seed}: no end for {:?} {}", phone.who, phone.domain);
+        assert!(
+            phone.catch_up(&stage, limit).await,
+            "seed {seed}: no end for {:?} {}",
+            phone.who,
+            phone.domain
+        );
         let seen = world.seen(&phone.who, phone.domain);
         assert_eq!(
-            phone.copy, seen,
+            phone.copy,
+            seen,
             "seed {seed} at the end: {:?} {} by {}",
             phone.who,
             phone.domain,
             if phone.by_time { "time" } else { "cursor" }
         );
-        let mut fresh = Phone { next: String::new(), copy: BTreeMap::new(), by_time: false, who: phone.who.clone(), ..*phone };
+        let mut fresh = Phone {
+            next: String::new(),
+            copy: BTreeMap::new(),
+            by_time: false,
+            who: phone.who.clone(),
+            ..*phone
+        };
         fresh.catch_up(&stage, 1000).await;
-        assert_eq!(fresh.copy, seen, "seed {seed}: a fresh snapshot of {:?} {}", phone.who, phone.domain);
+        assert_eq!(
+            fresh.copy, seen,
+            "seed {seed}: a fresh snapshot of {:?} {}",
+            phone.who, phone.domain
+        );
     }
     stage.strike().await;
 }

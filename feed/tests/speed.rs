@@ -48,7 +48,10 @@ struct Client {
 
 impl Client {
     async fn get(&mut self, who: &Asker, path: &str) -> String {
-        let head = format!("GET {path} HTTP/1.1\r\nhost: x\r\nauthorization: {}\r\n\r\n", who.bearer());
+        let head = format!(
+            "GET {path} HTTP/1.1\r\nhost: x\r\nauthorization: {}\r\n\r\n",
+            who.bearer()
+        );
         self.stream.get_mut().write_all(head.as_bytes()).await.unwrap();
         let (mut line, mut length) = (String::new(), 0);
         loop {
@@ -70,13 +73,22 @@ impl Client {
 fn percentiles(mut times: Vec<f64>) -> String {
     times.sort_by(f64::total_cmp);
     let at = |p: f64| times[((times.len() - 1) as f64 * p) as usize];
-    format!("p50 {:.2} ms   p99 {:.2} ms   ({} pulls)", at(0.5), at(0.99), times.len())
+    format!(
+        "p50 {:.2} ms   p99 {:.2} ms   ({} pulls)",
+        at(0.5),
+        at(0.99),
+        times.len()
+    )
 }
 
 /// Prepared while the tables were empty, the statements still take the keys' indexes: nothing is scanned or hashed.
 async fn plans_hold(stage: &Stage) {
     let who = Asker::new("tenant-00001", "ann", Role::User);
-    for path in ["changes?since=2026-01-01T00:00:00Z", "changes?limit=1", "records/00000000-0000-0000-0000-000000000000"] {
+    for path in [
+        "changes?since=2026-01-01T00:00:00Z",
+        "changes?limit=1",
+        "records/00000000-0000-0000-0000-000000000000",
+    ] {
         for _ in 0..4 {
             stage.ask(&who, &format!("/api/v1/helpdesk/{path}"), &[]).await;
         }
@@ -88,15 +100,25 @@ async fn plans_hold(stage: &Stage) {
 async fn a_pull_from_a_million_rows() {
     let url = std::env::var("TIDELOG_TEST_DATABASE_URL").expect("TIDELOG_TEST_DATABASE_URL");
     let kept = std::env::var("TIDELOG_TEST_SCHEMA").ok();
-    let schema = kept.clone().unwrap_or_else(|| format!("speed_{}", std::process::id()));
-    let (direct, connection) = tokio_postgres::connect(&url, tokio_postgres::NoTls).await.unwrap();
+    let schema = kept
+        .clone()
+        .unwrap_or_else(|| format!("speed_{}", std::process::id()));
+    let (direct, connection) = tokio_postgres::connect(&url, tokio_postgres::NoTls)
+        .await
+        .unwrap();
     tokio::spawn(connection);
-    let exists = direct.query_opt("SELECT 1 FROM pg_namespace WHERE nspname = $1", &[&schema]).await.unwrap();
+    let exists = direct
+        .query_opt("SELECT 1 FROM pg_namespace WHERE nspname = $1", &[&schema])
+        .await
+        .unwrap();
     let stage = support::stage_in(&url, &schema, exists.is_none()).await;
     if exists.is_none() {
         plans_hold(&stage).await;
         let tenants = std::env::var("TIDELOG_TEST_TENANTS").map_or(1000, |n| n.parse().unwrap());
-        direct.batch_execute(&format!("SET search_path = {schema}")).await.unwrap();
+        direct
+            .batch_execute(&format!("SET search_path = {schema}"))
+            .await
+            .unwrap();
         for statement in fill(tenants, 1000).split(";\n") {
             direct.batch_execute(statement).await.unwrap();
         }
@@ -109,7 +131,9 @@ async fn a_pull_from_a_million_rows() {
         tidelog_http::Limits::default(),
         std::future::pending(),
     ));
-    let mut client = Client { stream: BufReader::new(TcpStream::connect(address).await.unwrap()) };
+    let mut client = Client {
+        stream: BufReader::new(TcpStream::connect(address).await.unwrap()),
+    };
     let feed_start = "since=2026-01-01T00:00:00Z";
     for (what, query) in [
         ("1000 changes since a time", format!("limit=1000&{feed_start}")),
@@ -127,15 +151,23 @@ async fn a_pull_from_a_million_rows() {
             let query = match query.as_str() {
                 "cursor" => format!("cursor={}", cursor(&mut client, &who, "limit=1000").await),
                 "cursor-start" => {
-                    format!("limit=1000&cursor={}", cursor(&mut client, &who, &format!("limit=1&{feed_start}")).await)
+                    format!(
+                        "limit=1000&cursor={}",
+                        cursor(&mut client, &who, &format!("limit=1&{feed_start}")).await
+                    )
                 }
                 "cursor-start-100" => {
-                    format!("limit=100&cursor={}", cursor(&mut client, &who, &format!("limit=1&{feed_start}")).await)
+                    format!(
+                        "limit=100&cursor={}",
+                        cursor(&mut client, &who, &format!("limit=1&{feed_start}")).await
+                    )
                 }
                 other => other.to_owned(),
             };
             let started = Instant::now();
-            let body = client.get(&who, &format!("/api/v1/helpdesk/changes?{query}")).await;
+            let body = client
+                .get(&who, &format!("/api/v1/helpdesk/changes?{query}"))
+                .await;
             let time = started.elapsed().as_secs_f64() * 1e3;
             assert!(body.starts_with("{\"items\":["), "{body}");
             if n >= 50 {
@@ -152,6 +184,11 @@ async fn a_pull_from_a_million_rows() {
 }
 
 async fn cursor(client: &mut Client, who: &Asker, query: &str) -> String {
-    let body = client.get(who, &format!("/api/v1/helpdesk/changes?{query}")).await;
-    serde_json::from_str::<serde_json::Value>(&body).unwrap()["cursor"].as_str().unwrap().to_owned()
+    let body = client
+        .get(who, &format!("/api/v1/helpdesk/changes?{query}"))
+        .await;
+    serde_json::from_str::<serde_json::Value>(&body).unwrap()["cursor"]
+        .as_str()
+        .unwrap()
+        .to_owned()
 }

@@ -48,8 +48,10 @@ impl ProducerConfig {
             .set("client.id", "tidelog-ingest")
             // Bundled with librdkafka; JSON shrinks to a fifth at a cost that does not show.
             .set("compression.type", "lz4")
-            // A batch of 100 is a batch already; waiting for more makes a lone caller six times slower.
-            .set("linger.ms", "0")
+            // Measured on 2 cores with batches of 100: without any linger every batch leaves in several requests, and
+            // 16 phones get a fifth less through; one phone alone waits 0.8 ms longer (2.1 to 2.9 ms), with half the
+            // CPU and half the p99. The usual 5 ms would cost it the 5 ms.
+            .set("linger.ms", "0.5")
             // Back soon after Kafka is: the default grows to 10 s.
             .set("reconnect.backoff.max.ms", "1000")
             // A topic that is missing is told as such within the delivery timeout, and not as a timeout.
@@ -194,6 +196,16 @@ impl Producer {
         }
         Ok(current.clone())
     }
+
+    /// Notes that a batch was not appended, and why; a producer that is dead is replaced.
+    fn lost(&self, generation: &Arc<Generation>, topic: &str, why: &str) {
+        tracing::warn!(topic, why, "a batch was not appended");
+        self.well.store(false, Ordering::Relaxed);
+        if generation.inner().client().fatal_error().is_some() {
+            // What fails here fails again, and is told, with the next batch.
+            let _ = self.replace(generation);
+        }
+    }
 }
 
 impl std::fmt::Debug for Producer {
@@ -256,17 +268,6 @@ impl Sending<'_> {
                 self.producer.lost(&self.generation, "", &why);
                 Err(IngestError::Undelivered)
             }
-        }
-    }
-}
-
-impl Producer {
-    fn lost(&self, generation: &Arc<Generation>, topic: &str, why: &str) {
-        tracing::warn!(topic, why, "a batch was not appended");
-        self.well.store(false, Ordering::Relaxed);
-        if generation.inner().client().fatal_error().is_some() {
-            // What fails here fails again, and is told, with the next batch.
-            let _ = self.replace(generation);
         }
     }
 }

@@ -54,7 +54,9 @@ pub struct ProjectorConfig {
 }
 
 /// Runs until shutdown: a lane a topic, one consumer, one notifier.
-pub async fn run(config: ProjectorConfig, shutdown: watch::Receiver<bool>) -> Result<(), ProjectorError> {
+pub async fn run(config: ProjectorConfig, mut outer: watch::Receiver<bool>) -> Result<(), ProjectorError> {
+    // The parts stop together: when the process shuts down, and when one of them fails.
+    let (stop, shutdown) = watch::channel(false);
     let progress = Arc::new(Mutex::new(HashMap::new()));
     let moved = Arc::new(Notify::new());
     let dead = Arc::new(dead::DeadLetterTopic::new(&config.brokers, &config.topic_prefix));
@@ -93,11 +95,26 @@ pub async fn run(config: ProjectorConfig, shutdown: watch::Receiver<bool>) -> Re
         shutdown,
     };
     let runtime = tokio::runtime::Handle::current();
-    let consumer = tokio::task::spawn_blocking(move || consumer::run(parts, runtime));
-    let ended = consumer
-        .await
-        .map_err(|error| ProjectorError::Consumer(error.to_string()))?;
+    let mut consumer = tokio::task::spawn_blocking(move || consumer::run(parts, runtime));
+    let mut failed = None;
+    let ended = loop {
+        tokio::select! {
+            ended = &mut consumer => break ended,
+            _ = outer.wait_for(|stop| *stop), if !*stop.borrow() => {
+                stop.send_replace(true);
+            }
+            Some(lane) = workers.join_next() => {
+                if !*stop.borrow() {
+                    // A lane that ends by itself has panicked: its topic would stand still without a word.
+                    let why = lane.err().map_or_else(|| "without a reason".to_owned(), |error| error.to_string());
+                    failed = Some(ProjectorError::Consumer(format!("a lane ended: {why}")));
+                    stop.send_replace(true);
+                }
+            }
+        }
+    };
     while workers.join_next().await.is_some() {}
     notifier.abort();
-    ended
+    let ended = ended.map_err(|error| ProjectorError::Consumer(error.to_string()))?;
+    failed.map_or(ended, Err)
 }

@@ -127,8 +127,14 @@ impl Tickets {
 
     /// So many words.
     pub(super) fn text(&mut self, words: usize) -> String {
-        let words: Vec<&str> = (0..words).map(|_| self.words[self.below(self.words.len())]).collect();
-        words.join(" ")
+        let known = self.words.len();
+        let chosen: Vec<&str> = (0..words)
+            .map(|_| {
+                let at = self.below(known);
+                self.words[at]
+            })
+            .collect();
+        chosen.join(" ")
     }
 
     /// A moment of the first months of 2026.

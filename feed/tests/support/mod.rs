@@ -58,26 +58,44 @@ pub async fn stage() -> Option<Stage> {
         eprintln!("TIDELOG_TEST_DATABASE_URL is not set: passed over");
         return None;
     };
-    stage_in(&url, &format!("feed_{}", Uuid::new_v4().simple()), true).await.into()
+    stage_in(&url, &format!("feed_{}", Uuid::new_v4().simple()), true)
+        .await
+        .into()
 }
 
 /// The read side over a schema, made first if `fresh`.
 pub async fn stage_in(url: &str, schema: &str, fresh: bool) -> Stage {
     let mut config: Config = url.parse().unwrap();
-    let settings: String = SESSION_SETTINGS.iter().map(|(name, value)| format!(" -c {name}={value}")).collect();
+    let settings: String = SESSION_SETTINGS
+        .iter()
+        .map(|(name, value)| format!(" -c {name}={value}"))
+        .collect();
     config.options(format!("-c search_path={schema}{settings}"));
-    let pool = Pool::builder(Manager::new(config.clone(), NoTls)).max_size(4).build().unwrap();
+    let pool = Pool::builder(Manager::new(config.clone(), NoTls))
+        .max_size(4)
+        .build()
+        .unwrap();
     let registry = Arc::new(Registry::shipped());
     if fresh {
         let client = pool.get().await.unwrap();
-        client.batch_execute(&format!("CREATE SCHEMA {schema}")).await.unwrap();
-        client.batch_execute(include_str!("../../../migrations/V1__core.sql")).await.unwrap();
+        client
+            .batch_execute(&format!("CREATE SCHEMA {schema}"))
+            .await
+            .unwrap();
+        client
+            .batch_execute(include_str!("../../../migrations/V1__core.sql"))
+            .await
+            .unwrap();
         for domain in registry.iter() {
             client.batch_execute(&create_tables(domain)).await.unwrap();
         }
     }
     let channel = tidelog_events::positions_channel(schema);
-    let watched = PositionsConfig { database: config.clone(), channel, poll: Duration::from_millis(500) };
+    let watched = PositionsConfig {
+        database: config.clone(),
+        channel,
+        poll: Duration::from_millis(500),
+    };
     let (positions, work) = positions::watch(watched);
     tokio::spawn(work);
     let parts = FeedParts {
@@ -87,26 +105,46 @@ pub async fn stage_in(url: &str, schema: &str, fresh: bool) -> Stage {
         topic_prefix: PREFIX.into(),
     };
     let routes = routes(Arc::new(Feed::new(parts)), Auth::new(SECRET).unwrap());
-    Stage { schema: schema.into(), config, pool, registry, positions, routes }
+    Stage {
+        schema: schema.into(),
+        config,
+        pool,
+        registry,
+        positions,
+        routes,
+    }
 }
 
 impl Stage {
     pub async fn execute(&self, sql: &str) {
         let client = self.pool.get().await.unwrap();
-        client.batch_execute(sql).await.unwrap_or_else(|error| panic!("{error:?}\n{sql}"));
+        client
+            .batch_execute(sql)
+            .await
+            .unwrap_or_else(|error| panic!("{error:?}\n{sql}"));
     }
 
     /// Asks with a path and query, and headers.
     pub async fn ask(&self, who: &Asker, path: &str, headers: &[(&str, &str)]) -> Told {
-        let mut request = warp::test::request().path(path).header("authorization", who.bearer());
+        let mut request = warp::test::request()
+            .path(path)
+            .header("authorization", who.bearer());
         for (name, value) in headers {
             request = request.header(*name, *value);
         }
-        let response = request.reply(&warp::Filter::recover(self.routes.clone(), tidelog_http::problem::recover)).await;
+        let response = request
+            .reply(&warp::Filter::recover(
+                self.routes.clone(),
+                tidelog_http::problem::recover,
+            ))
+            .await;
         let text = String::from_utf8(response.body().to_vec()).unwrap();
         Told {
             status: response.status().as_u16(),
-            retry_after: response.headers().get("retry-after").map(|value| value.to_str().unwrap().to_owned()),
+            retry_after: response
+                .headers()
+                .get("retry-after")
+                .map(|value| value.to_str().unwrap().to_owned()),
             body: serde_json::from_str(&text).unwrap_or_else(|error| panic!("{error}: {text}")),
             text,
         }
@@ -121,13 +159,18 @@ impl Stage {
 
     /// Takes the schema away again.
     pub async fn strike(self) {
-        self.execute(&format!("DROP SCHEMA {} CASCADE", self.schema)).await;
+        self.execute(&format!("DROP SCHEMA {} CASCADE", self.schema))
+            .await;
     }
 }
 
 impl Asker {
     pub fn new(tenant: &str, user: &str, role: Role) -> Asker {
-        Asker { tenant: tenant.into(), user: user.into(), role }
+        Asker {
+            tenant: tenant.into(),
+            user: user.into(),
+            role,
+        }
     }
 
     pub fn bearer(&self) -> String {

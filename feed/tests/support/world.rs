@@ -21,7 +21,10 @@ pub struct Random(pub u64);
 
 impl Random {
     pub fn below(&mut self, n: usize) -> usize {
-        self.0 = self.0.wrapping_mul(6364136223846793005).wrapping_add(1442695040888963407);
+        self.0 = self
+            .0
+            .wrapping_mul(6364136223846793005)
+            .wrapping_add(1442695040888963407);
         ((self.0 >> 33) as usize) % n
     }
 }
@@ -82,7 +85,14 @@ fn partition_of(n: usize) -> usize {
 
 /// An SQL literal of an array of texts.
 fn array(texts: &[String]) -> String {
-    format!("ARRAY[{}]::text[]", texts.iter().map(|text| format!("'{text}'")).collect::<Vec<_>>().join(","))
+    format!(
+        "ARRAY[{}]::text[]",
+        texts
+            .iter()
+            .map(|text| format!("'{text}'"))
+            .collect::<Vec<_>>()
+            .join(",")
+    )
 }
 
 impl World {
@@ -113,7 +123,10 @@ impl World {
             parent,
             millis: self.millis,
         };
-        self.log.entry((home(domain).0, partition_of(n))).or_default().push_back(event);
+        self.log
+            .entry((home(domain).0, partition_of(n)))
+            .or_default()
+            .push_back(event);
     }
 
     /// Applies the next event of one partition; tells whether there was one.
@@ -140,7 +153,11 @@ impl World {
             }
         }
         let all: String = DOMAINS
-            .map(|domain| (0..PARTITIONS).map(|p| self.positions(home(domain).0, p)).collect::<String>())
+            .map(|domain| {
+                (0..PARTITIONS)
+                    .map(|p| self.positions(home(domain).0, p))
+                    .collect::<String>()
+            })
             .concat();
         stage.execute(&all).await;
     }
@@ -148,8 +165,11 @@ impl World {
     /// The positions' row of a partition: applied as far as the next event, or now where there is none.
     fn positions(&self, topic: &'static str, partition: usize) -> String {
         let at = (topic, partition);
-        let through =
-            self.log.get(&at).and_then(|log| log.front()).map_or(self.millis, |event| event.millis);
+        let through = self
+            .log
+            .get(&at)
+            .and_then(|log| log.front())
+            .map_or(self.millis, |event| event.millis);
         format!(
             "INSERT INTO positions (topic, partition, next_offset, applied_through)
              VALUES ('{PREFIX}{topic}', {partition}, {next}, {through})
@@ -171,9 +191,16 @@ impl World {
             (Some(_), None) => "create",
             (Some(_), Some(_)) => "update",
         };
-        let parent = event.parent.as_ref().map(|parent| Key { domain: "journal", id: parent.clone(), ..event.key });
+        let parent = event.parent.as_ref().map(|parent| Key {
+            domain: "journal",
+            id: parent.clone(),
+            ..event.key
+        });
         let inherited = parent.map(|parent| {
-            self.records.get(&parent).filter(|r| !r.deleted).map_or(Vec::new(), |r| r.audience.clone())
+            self.records
+                .get(&parent)
+                .filter(|r| !r.deleted)
+                .map_or(Vec::new(), |r| r.audience.clone())
         });
         let audience = match &event.audience {
             None => Vec::new(),
@@ -183,7 +210,9 @@ impl World {
             version: before.as_ref().map_or(0, |record| record.version) + 1,
             deleted: event.audience.is_none(),
             // An edit never changes the owner.
-            owner: before.as_ref().map_or(event.owner.clone(), |record| record.owner.clone()),
+            owner: before
+                .as_ref()
+                .map_or(event.owner.clone(), |record| record.owner.clone()),
             audience: audience.clone(),
             parent: event.parent.clone(),
         };
@@ -199,7 +228,11 @@ impl World {
     fn children(&mut self, parent: &Key, audience: &[String], place: (usize, i64, i64), sql: &mut String) {
         for (key, record) in &mut self.records {
             let mine = key.domain == "journal-media" && key.tenant == parent.tenant;
-            if mine && record.parent.as_ref() == Some(&parent.id) && !record.deleted && record.audience != audience {
+            if mine
+                && record.parent.as_ref() == Some(&parent.id)
+                && !record.deleted
+                && record.audience != audience
+            {
                 let before = record.clone();
                 record.audience = audience.to_vec();
                 write(sql, key, record, Some(&before), "audience", place);
@@ -209,7 +242,11 @@ impl World {
 
     /// What somebody sees of a domain by now: each identity with its version.
     pub fn seen(&self, who: &Asker, domain: &str) -> BTreeMap<String, i64> {
-        let tokens = ["*".to_owned(), format!("user:{}", who.user), format!("role:{}", who.role.as_str())];
+        let tokens = [
+            "*".to_owned(),
+            format!("user:{}", who.user),
+            format!("role:{}", who.role.as_str()),
+        ];
         let sees = |record: &Record| match domain {
             "helpdesk" => true,
             "attendance" => record.owner == who.user,
@@ -218,14 +255,19 @@ impl World {
         };
         self.records
             .iter()
-            .filter(|(key, record)| key.domain == domain && key.tenant == who.tenant && !record.deleted && sees(record))
+            .filter(|(key, record)| {
+                key.domain == domain && key.tenant == who.tenant && !record.deleted && sees(record)
+            })
             .map(|(key, record)| (key.id.clone(), record.version))
             .collect()
     }
 }
 
 fn instant(millis: i64) -> String {
-    format!("timestamptz 'epoch' + interval '{} seconds' + interval '{millis} milliseconds'", EPOCH)
+    format!(
+        "timestamptz 'epoch' + interval '{} seconds' + interval '{millis} milliseconds'",
+        EPOCH
+    )
 }
 
 fn write(
@@ -237,20 +279,34 @@ fn write(
     (partition, offset, millis): (usize, i64, i64),
 ) {
     let (_, table) = home(key.domain);
-    let id = if key.domain == "metrics" { "item_id" } else { "mobile_id" };
+    let id = if key.domain == "metrics" {
+        "item_id"
+    } else {
+        "mobile_id"
+    };
     let (tenant, subject, version) = (key.tenant, &key.id, record.version);
     let (deleted, owner) = (record.deleted, &record.owner);
-    let doc = if deleted { "{}".to_owned() } else { format!(r#"{{"v":{version},"priority":"HIGH"}}"#) };
+    let doc = if deleted {
+        "{}".to_owned()
+    } else {
+        format!(r#"{{"v":{version},"priority":"HIGH"}}"#)
+    };
     let at = instant(millis);
-    let (mut columns, mut values, mut feed_columns, mut feed_values, mut set) =
-        (String::new(), String::new(), String::new(), String::new(), String::new());
+    let (mut columns, mut values, mut feed_columns, mut feed_values, mut set) = (
+        String::new(),
+        String::new(),
+        String::new(),
+        String::new(),
+        String::new(),
+    );
     let mut unique = format!("tenant_id, {id}");
     if let Some(parent) = &record.parent {
         columns.push_str(", parent_id");
         values.push_str(&format!(", '{parent}'"));
         unique.push_str(", parent_id");
     }
-    (feed_columns.push_str(&columns), feed_values.push_str(&values));
+    feed_columns.push_str(&columns);
+    feed_values.push_str(&values);
     if key.domain.starts_with("journal") {
         columns.push_str(", audience");
         values.push_str(&format!(", {}", array(&record.audience)));

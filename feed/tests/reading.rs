@@ -1,0 +1,521 @@
+//! What a read answers, and what it refuses: by tenant, role, filter, receipt.
+#![allow(clippy::unwrap_used)]
+
+mod support;
+
+use std::time::{Duration, Instant};
+
+use support::{Asker, PREFIX, Stage, stage};
+use tidelog_events::batch::BatchId;
+use tidelog_events::ids::{Role, TenantId};
+use tidelog_events::outcome::{FindOutcomes, Outcome};
+use tidelog_events::position::{Appended, TopicPartition};
+use tidelog_events::receipt::Receipt;
+use tidelog_feed::OutcomeStore;
+use uuid::Uuid;
+
+const TICKET: &str = "00000000-0000-0000-0000-00000000000a";
+const BATCH: &str = "00000000-0000-0000-0000-0000000000b1";
+
+fn ann() -> Asker {
+    Asker::new("acme", "ann", Role::User)
+}
+
+/// A row and its feed row in a table that stores no audience.
+fn record(table: &str, id: &str, owner: &str, doc: &str, offset: i64) -> String {
+    let column = if table == "metrics" {
+        "item_id"
+    } else {
+        "mobile_id"
+    };
+    format!(
+        r#"INSERT INTO {table} (tenant_id, {column}, version, deleted, doc, last_sync_timestamp, updated_at, created_at,
+               owner_id, user_id, device_id, run_from, ahead_base, partition, "offset")
+        VALUES ('acme', '{id}', 1, false, '{doc}', '2026-01-31T09:30:00.123Z', now(), now(), '{owner}', '{owner}',
+               'phone-1', 1, 0, 0, {offset});
+        INSERT INTO {table}_changes (tenant_id, partition, "offset", {column}, version, operation, fields, changed_at,
+               item_time, user_id, device_id, batch_id, batch_index, base_version, item_hash)
+        VALUES ('acme', 0, {offset}, '{id}', 1, 'create', '{{}}', '2026-01-31T09:30:00.123Z', now(), '{owner}', 'phone-1',
+               '{BATCH}', {offset}, 0, '{BATCH}');"#
+    )
+}
+
+fn position(topic: &str, next: i64) -> String {
+    format!(
+        "INSERT INTO positions (topic, partition, next_offset, applied_through)
+         VALUES ('{PREFIX}{topic}', 0, {next}, '2026-01-31T10:00:00Z')
+         ON CONFLICT (topic, partition) DO UPDATE SET next_offset = excluded.next_offset;"
+    )
+}
+
+fn receipt(tenant: &str, items: u32, last: i64) -> String {
+    let mut appended = Appended::default();
+    appended.note(
+        TopicPartition {
+            topic: format!("{PREFIX}sync.helpdesk.v1"),
+            partition: 0,
+        },
+        last,
+    );
+    let batch = BatchId(BATCH.parse().unwrap());
+    Receipt {
+        batch,
+        appended_items: items,
+        appended,
+    }
+    .seal(&TenantId::parse(tenant).unwrap())
+}
+
+async fn with_a_ticket() -> Option<Stage> {
+    let stage = stage().await?;
+    let ticket = record(
+        "helpdesk",
+        TICKET,
+        "ann",
+        r#"{"ticketdesc": "The lift is stuck", "priority": "HIGH"}"#,
+        0,
+    );
+    stage
+        .execute(&format!("{ticket}{}", position("sync.helpdesk.v1", 1)))
+        .await;
+    Some(stage)
+}
+
+#[tokio::test]
+async fn a_page_and_a_record_say_what_the_surface_promises() {
+    let Some(stage) = with_a_ticket().await else {
+        return;
+    };
+    let document = serde_json::json!({
+        "mobile_id": TICKET, "version": 1, "sync_status": "synced",
+        "last_sync_timestamp": "2026-01-31T09:30:00.123000Z",
+        "ticketdesc": "The lift is stuck", "priority": "HIGH",
+    });
+    for path in [
+        "changes",
+        "changes/",
+        "changes?since=2026-01-31T09:30:00.123Z",
+        "changes?priority=high&unknown=1",
+    ] {
+        let page = stage.get(&ann(), &format!("/api/v1/helpdesk/{path}")).await;
+        assert_eq!(page["items"], serde_json::json!([document]), "{path}");
+        assert_eq!(page["has_more"], false);
+        assert_eq!(page["next_timestamp"], "2026-01-31T10:00:00.000000Z");
+        let next = format!(
+            "/api/v1/helpdesk/changes?cursor={}",
+            page["cursor"].as_str().unwrap()
+        );
+        assert_eq!(stage.get(&ann(), &next).await["items"], serde_json::json!([]));
+    }
+    for path in [
+        "changes?since=2026-01-31T09:30:00.124Z",
+        "changes?priority=LOW",
+        "changes?priority=LOW&since=2026-01-01T00:00:00Z",
+    ] {
+        assert_eq!(
+            stage.get(&ann(), &format!("/api/v1/helpdesk/{path}")).await["items"],
+            serde_json::json!([]),
+            "{path}"
+        );
+    }
+    for slash in ["", "/"] {
+        assert_eq!(
+            stage
+                .get(&ann(), &format!("/api/v1/helpdesk/records/{TICKET}{slash}"))
+                .await,
+            document
+        );
+    }
+    stage.strike().await;
+}
+
+#[tokio::test]
+async fn what_is_absent_foreign_or_hidden_is_told_by_one_answer() {
+    let Some(stage) = with_a_ticket().await else {
+        return;
+    };
+    let absent = "00000000-0000-0000-0000-00000000000b";
+    stage.execute(&record("attendance", absent, "bob", "{}", 0)).await;
+    let foreign = Asker::new("other", "ann", Role::Operator);
+    let cases = [
+        (&ann(), format!("helpdesk/records/{absent}")),
+        (&ann(), "helpdesk/records/no-uuid".to_owned()),
+        (&ann(), "helpdesk/records/%00".to_owned()),
+        (&ann(), format!("attendance/records/{absent}")),
+        (&foreign, format!("helpdesk/records/{TICKET}")),
+    ];
+    let mut bodies = Vec::new();
+    for (who, path) in cases {
+        let told = stage.ask(who, &format!("/api/v1/{path}"), &[]).await;
+        assert_eq!(told.status, 404, "{path}");
+        bodies.push(told.text);
+    }
+    bodies.dedup();
+    assert_eq!(bodies.len(), 1, "{bodies:?}");
+    assert_eq!(
+        stage.get(&foreign, "/api/v1/helpdesk/changes").await["items"],
+        serde_json::json!([])
+    );
+    stage.strike().await;
+}
+
+#[tokio::test]
+async fn bad_input_is_told_what_is_wrong() {
+    let Some(stage) = with_a_ticket().await else {
+        return;
+    };
+    let cursor = stage.get(&ann(), "/api/v1/helpdesk/changes").await["cursor"]
+        .as_str()
+        .unwrap()
+        .to_owned();
+    for (path, status, says) in [
+        ("nowhere/changes".to_owned(), 404, "nowhere"),
+        ("nowhere/records/x".to_owned(), 404, "nowhere"),
+        ("helpdesk/records".to_owned(), 404, ""),
+        ("helpdesk/changes?limit=0".to_owned(), 400, "limit"),
+        ("helpdesk/changes?limit=1001".to_owned(), 400, "limit"),
+        ("helpdesk/changes?since=yesterday".to_owned(), 400, "since"),
+        (
+            "helpdesk/changes?priority=urgent".to_owned(),
+            400,
+            "HIGH, MEDIUM, LOW",
+        ),
+        ("attendance/changes?date_from=soon".to_owned(), 400, "date_from"),
+        ("helpdesk/changes?wait_for=x".to_owned(), 400, "wait_for"),
+        ("helpdesk/changes?cursor=x".to_owned(), 400, "starts anew"),
+        (format!("activity/changes?cursor={cursor}"), 400, "starts anew"),
+        (
+            format!("helpdesk/changes?cursor={cursor}&since=2026-01-01T00:00:00Z"),
+            400,
+            "since",
+        ),
+    ] {
+        let told = stage.ask(&ann(), &format!("/api/v1/{path}"), &[]).await;
+        assert_eq!(told.status, status, "{path}: {}", told.text);
+        assert!(told.text.contains(says), "{path}: {}", told.text);
+    }
+    let none = warp::test::request().path("/api/v1/helpdesk/changes");
+    let none = none
+        .reply(&warp::Filter::recover(
+            stage.routes.clone(),
+            tidelog_http::problem::recover,
+        ))
+        .await;
+    assert_eq!(none.status(), 401);
+    stage.strike().await;
+}
+
+#[tokio::test]
+async fn telemetry_is_found_by_its_identity_however_it_is_written() {
+    let Some(stage) = stage().await else { return };
+    let id = "phone-1/battery%20level/2026";
+    stage
+        .execute(&record(
+            "metrics",
+            id,
+            "ann",
+            r#"{"value": 7, "item_id": "theirs"}"#,
+            0,
+        ))
+        .await;
+    stage.execute(&position("telemetry.metrics.v1", 1)).await;
+    for path in [
+        "phone-1/battery%20level/2026",
+        "phone-1%2Fbattery%2520level%2F2026",
+        "phone-1/battery%20level/2026/",
+    ] {
+        let told = stage
+            .get(&ann(), &format!("/api/v1/metrics/records/{path}"))
+            .await;
+        assert_eq!(
+            (told["item_id"].as_str(), told["value"].as_i64()),
+            (Some(id), Some(7)),
+            "{path}"
+        );
+    }
+    let seen = |who: Asker| {
+        let stage = &stage;
+        async move {
+            stage.get(&who, "/api/v1/metrics/changes").await["items"]
+                .as_array()
+                .unwrap()
+                .len()
+        }
+    };
+    assert_eq!(seen(ann()).await, 1);
+    assert_eq!(seen(Asker::new("acme", "bob", Role::User)).await, 0);
+    assert_eq!(seen(Asker::new("acme", "eve", Role::Supervisor)).await, 1);
+    stage.strike().await;
+}
+
+#[tokio::test]
+async fn a_read_waits_for_a_write_and_says_when_it_was_in_vain() {
+    let Some(stage) = with_a_ticket().await else {
+        return;
+    };
+    let (done, due) = (receipt("acme", 1, 0), receipt("acme", 1, 1));
+    let path = |receipt: &str| format!("/api/v1/helpdesk/changes?wait_for={receipt}");
+    assert_eq!(
+        stage
+            .ask(&ann(), &path(&done), &[("prefer", "wait=0")])
+            .await
+            .status,
+        200
+    );
+    let told = stage.ask(&ann(), &path(&due), &[("prefer", "wait=0")]).await;
+    assert_eq!(
+        (told.status, told.retry_after.is_some()),
+        (503, true),
+        "{}",
+        told.text
+    );
+    assert_eq!(told.body["type"], "/problems/not-yet-applied");
+
+    let second = record("helpdesk", "00000000-0000-0000-0000-00000000000c", "ann", "{}", 1);
+    let notify = format!("SELECT pg_notify('{}_positions', '')", stage.schema);
+    let (started, path) = (Instant::now(), path(&due));
+    let who = ann();
+    let (told, ()) = tokio::join!(stage.ask(&who, &path, &[("prefer", "wait=10")]), async {
+        tokio::time::sleep(Duration::from_millis(100)).await;
+        stage
+            .execute(&format!(
+                "BEGIN;{second}{}COMMIT;{notify}",
+                position("sync.helpdesk.v1", 2)
+            ))
+            .await;
+    });
+    assert_eq!(
+        (told.status, told.body["items"].as_array().unwrap().len()),
+        (200, 2)
+    );
+    assert!(started.elapsed() < Duration::from_secs(5), "woken, not timed out");
+    stage.strike().await;
+}
+
+/// A feed row besides a record's first, and the row as it is then.
+fn change(id: &str, operation: &str, version: i64, partition: i32, offset: i64) -> String {
+    format!(
+        r#"INSERT INTO helpdesk_changes (tenant_id, partition, "offset", mobile_id, version, operation, fields, changed_at,
+               item_time, user_id, device_id, batch_id, batch_index, base_version, item_hash)
+        VALUES ('acme', {partition}, {offset}, '{id}', {version}, '{operation}', '{{}}',
+               timestamptz '2026-01-31T09:30:01Z' + {offset} * interval '1 second', now(), 'ann', 'phone-1', '{BATCH}', 0, 0,
+               '{BATCH}');
+        UPDATE helpdesk SET version = {version}, deleted = '{operation}' = 'delete', partition = {partition},
+               "offset" = {offset} WHERE mobile_id = '{id}';"#
+    )
+}
+
+/// All entries of all pages of the feed.
+async fn entries(stage: &Stage, limit: usize) -> Vec<serde_json::Value> {
+    let (mut all, mut from) = (Vec::new(), "since=2026-01-01T00:00:00Z".to_owned());
+    loop {
+        let page = stage
+            .get(&ann(), &format!("/api/v1/helpdesk/changes?limit={limit}&{from}"))
+            .await;
+        all.extend_from_slice(page["items"].as_array().unwrap());
+        if page["has_more"] == false {
+            return all;
+        }
+        from = format!("cursor={}", page["cursor"].as_str().unwrap());
+    }
+}
+
+#[tokio::test]
+async fn a_record_that_changed_ten_times_is_told_once_and_one_that_came_back_is_not_gone() {
+    let Some(stage) = with_a_ticket().await else {
+        return;
+    };
+    for offset in 1..10 {
+        let operation = ["update", "delete", "create"][offset as usize % 3];
+        stage
+            .execute(&change(TICKET, operation, offset + 1, 0, offset))
+            .await;
+    }
+    stage.execute(&position("sync.helpdesk.v1", 10)).await;
+    for limit in [1, 2, 1000] {
+        let told = entries(&stage, limit).await;
+        assert_eq!(told.len(), 1, "limit {limit}: {told:?}");
+        assert_eq!((&told[0]["version"], told[0].get("deleted")), (&10.into(), None));
+    }
+    stage
+        .execute(&format!(
+            "{}{}",
+            change(TICKET, "delete", 11, 0, 10),
+            position("sync.helpdesk.v1", 11)
+        ))
+        .await;
+    let removal = serde_json::json!({"mobile_id": TICKET, "deleted": true, "version": 11});
+    assert_eq!(entries(&stage, 1000).await, [removal]);
+    assert_eq!(
+        stage.get(&ann(), "/api/v1/helpdesk/changes").await["items"],
+        serde_json::json!([])
+    );
+    stage.strike().await;
+}
+
+#[tokio::test]
+async fn a_feed_that_lies_in_one_partition_is_read_whole_and_in_the_order_of_time() {
+    let Some(stage) = with_a_ticket().await else {
+        return;
+    };
+    let mut sql = String::new();
+    for n in 1..=400 {
+        // Most changes lie in one partition, and each of the few others is as old as one of these.
+        let (partition, offset) = if n % 40 == 0 { (1, n) } else { (0, n) };
+        let id = Uuid::from_u128(1000 + n as u128).to_string();
+        sql.push_str(&record("helpdesk", &id, "ann", "{}", offset));
+        sql.push_str(&format!("DELETE FROM helpdesk_changes WHERE mobile_id = '{id}';"));
+        sql.push_str(&change(&id, "create", 1, partition, offset));
+    }
+    let second = position("sync.helpdesk.v1", 401).replace("', 0, 401", "', 1, 401");
+    stage
+        .execute(&format!("{sql}{}{second}", position("sync.helpdesk.v1", 401)))
+        .await;
+    for limit in [7, 100, 1000] {
+        let told: Vec<String> = entries(&stage, limit)
+            .await
+            .iter()
+            .map(|item| item["mobile_id"].as_str().unwrap().to_owned())
+            .collect();
+        let expected: Vec<String> = (1..=400).map(|n| Uuid::from_u128(1000 + n).to_string()).collect();
+        assert_eq!((told.len(), &told[1..]), (401, &expected[..]), "limit {limit}");
+    }
+    stage.strike().await;
+}
+
+fn noted(items: u32) -> String {
+    format!(
+        r#"INSERT INTO batches VALUES ('acme', '{BATCH}', 'helpdesk', 'ann', 'phone-1', '2026-01-31T09:00:00Z', 3, {items},
+           '[["{PREFIX}sync.helpdesk.v1", 0, 0]]', '[{{"index": 2, "subject": null, "error":
+           {{"error_code": "TOO_LARGE", "error_message": "too large"}}}}]')"#
+    )
+}
+
+#[tokio::test]
+async fn a_receipt_tells_what_became_of_each_item_to_who_sent_it() {
+    let Some(stage) = with_a_ticket().await else {
+        return;
+    };
+    let path = |id: &str| format!("/api/v1/sync/batches/{id}");
+    let (two, foreign) = (receipt("acme", 2, 0), receipt("other", 2, 0));
+
+    // Nothing noted: the receipt alone resolves.
+    let told = stage.get(&ann(), &path(&two)).await;
+    assert_eq!(
+        (&told["status"], &told["synced_items"][0]["status"]),
+        (&"accepted".into(), &"created".into())
+    );
+
+    stage.execute(&noted(2)).await;
+    let told = stage.get(&ann(), &path(BATCH)).await;
+    assert_eq!(
+        (&told["status"], &told["receipt"]),
+        (&"accepted".into(), &two.clone().into())
+    );
+    assert_eq!(told["errors"][0]["index"], 2);
+
+    let detail = r#"{"outcome": "no_effect", "version": 4}"#;
+    stage.execute(&format!(
+        r#"INSERT INTO outcomes VALUES ('acme', '{BATCH}', 1, 'helpdesk', '{TICKET}', 'ann', 'phone-1', 't', 0, 1,
+           '2026-01-31T09:31:00Z', 'updated', NULL, '{detail}')"#
+    )).await;
+    let final_answer = stage.ask(&ann(), &path(BATCH), &[]).await;
+    assert_eq!(final_answer.body["status"], "complete", "{}", final_answer.text);
+    assert_eq!(final_answer.body["synced_items"][1]["server_version"], 4);
+    assert_eq!(
+        stage.ask(&ann(), &format!("{}/", path(&two)), &[]).await.text,
+        final_answer.text
+    );
+    assert_eq!(
+        stage
+            .get(&Asker::new("acme", "op", Role::Operator), &path(BATCH))
+            .await["batch_id"],
+        BATCH
+    );
+
+    for (who, id) in [
+        (Asker::new("acme", "bob", Role::Supervisor), BATCH.to_owned()),
+        (Asker::new("acme", "bob", Role::User), two.clone()),
+        (Asker::new("other", "ann", Role::Operator), BATCH.to_owned()),
+        (Asker::new("other", "ann", Role::Operator), two),
+        (ann(), foreign),
+        (ann(), Uuid::nil().to_string()),
+        (ann(), "x".to_owned()),
+    ] {
+        assert_eq!(stage.ask(&who, &path(&id), &[]).await.status, 404, "{who:?} {id}");
+    }
+    stage.strike().await;
+}
+
+#[tokio::test]
+async fn outcomes_are_found_across_domains_by_index_and_conflicts_with_their_decision() {
+    let Some(stage) = with_a_ticket().await else {
+        return;
+    };
+    let conflict = Uuid::from_u128(7);
+    let place = record("attendance", TICKET, "ann", "{}", 5);
+    stage.execute(&format!(
+        r#"{place}
+        UPDATE attendance_changes SET conflict_id = '{conflict}', operation = 'update', version = 9;
+        INSERT INTO conflicts VALUES ('{conflict}', 'acme', 'attendance', '{TICKET}', 't', 0, 5, '{BATCH}', 5, now(), 'ann',
+            'phone-1', 'update', 'client_wins', 'client', 3, 8, 9, NULL, NULL, now(), now());
+        INSERT INTO outcomes VALUES ('acme', '{BATCH}', 0, 'helpdesk', '{TICKET}', 'ann', 'phone-1', 't', 0, 9, now(),
+            'duplicate', NULL, '{{"outcome": "no_effect", "version": 1}}')"#
+    )).await;
+    let store = OutcomeStore::new(stage.pool.clone(), &stage.registry);
+    let tenant = TenantId::parse("acme").unwrap();
+    let found = store
+        .of_batch(&tenant, BatchId(BATCH.parse().unwrap()))
+        .await
+        .unwrap();
+    let short: Vec<_> = found
+        .iter()
+        .map(|item| (item.index, item.domain.as_str(), item.user.as_str()))
+        .collect();
+    assert_eq!(short, [(0, "helpdesk", "ann"), (5, "attendance", "ann")]);
+    assert!(
+        matches!(found[0].outcome, Outcome::Applied { version: 1, .. }),
+        "the item applied; its repeat did not"
+    );
+    let Outcome::Conflict {
+        conflict_id,
+        server_version,
+        client_version,
+        ..
+    } = &found[1].outcome
+    else {
+        panic!("{found:?}");
+    };
+    assert_eq!((*conflict_id, *server_version, *client_version), (conflict, 9, 3));
+    let foreign = store
+        .of_batch(
+            &TenantId::parse("other").unwrap(),
+            BatchId(BATCH.parse().unwrap()),
+        )
+        .await
+        .unwrap();
+    assert!(foreign.is_empty());
+    stage.strike().await;
+}
+
+#[tokio::test]
+async fn a_database_that_is_away_is_a_503_that_says_when_to_come_back() {
+    let nowhere = stage_nowhere().await;
+    for path in [
+        "helpdesk/changes".to_owned(),
+        format!("helpdesk/records/{TICKET}"),
+        format!("sync/batches/{BATCH}"),
+    ] {
+        let told = nowhere.ask(&ann(), &format!("/api/v1/{path}"), &[]).await;
+        assert_eq!(
+            (told.status, told.retry_after.as_deref()),
+            (503, Some("1")),
+            "{path}: {}",
+            told.text
+        );
+    }
+}
+
+async fn stage_nowhere() -> Stage {
+    support::stage_in("postgres://nobody@127.0.0.1:1/nothing", "s", false).await
+}

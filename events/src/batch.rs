@@ -3,7 +3,7 @@
 
 use crate::domain::parse_datetime;
 use crate::ids::{DeviceId, IdError, TenantId, UserId};
-use crate::json::hash_content;
+use crate::json::{hash_content, hash_simple_content};
 use chrono::{DateTime, Utc};
 use serde::Deserialize;
 use serde_json::Value;
@@ -169,6 +169,9 @@ impl Fingerprint {
             hash_part(&mut hash, part.as_bytes());
         }
         for entry in entries {
+            if hash_simple_content(&mut hash, entry.get()) {
+                continue;
+            }
             // What is no object in jsonb's sense is refused later and has no canonical form: its text stands for it.
             match serde_json::from_str::<Value>(entry.get()) {
                 Ok(Value::Object(object)) => hash_content(&mut hash, &object),

@@ -30,7 +30,10 @@ pub(crate) struct Record {
 impl Record {
     /// A header's value; empty where it is absent.
     pub(crate) fn header(&self, name: &str) -> &str {
-        self.headers.iter().find(|(known, _)| known == name).map_or("", |(_, value)| value)
+        self.headers
+            .iter()
+            .find(|(known, _)| known == name)
+            .map_or("", |(_, value)| value)
     }
 }
 
@@ -49,15 +52,26 @@ pub(crate) async fn read(brokers: &str, topic: &str) -> Result<(Vec<Record>, Str
 /// None where there is no kcat.
 async fn by_kcat(brokers: &str, topic: &str) -> Result<Option<Vec<Record>>> {
     let mut kcat = Command::new("kcat");
-    kcat.args(["-b", brokers, "-t", topic, "-C", "-e", "-J", "-q"]).stdin(Stdio::null()).kill_on_drop(true);
+    kcat.args(["-b", brokers, "-t", topic, "-C", "-e", "-J", "-q"])
+        .stdin(Stdio::null())
+        .kill_on_drop(true);
     let output = match tokio::time::timeout(PATIENCE, kcat.output()).await {
         Ok(Err(error)) if error.kind() == ErrorKind::NotFound => return Ok(None),
-        output => output.context("kcat has not reached the end of the topic in time")?.context("cannot run kcat")?,
+        output => output
+            .context("kcat has not reached the end of the topic in time")?
+            .context("cannot run kcat")?,
     };
     if !output.status.success() {
-        bail!("kcat failed ({}): {}", output.status, String::from_utf8_lossy(&output.stderr).trim());
+        bail!(
+            "kcat failed ({}): {}",
+            output.status,
+            String::from_utf8_lossy(&output.stderr).trim()
+        );
     }
-    let lines = output.stdout.split(|b| *b == b'\n').filter(|line| !line.is_empty());
+    let lines = output
+        .stdout
+        .split(|b| *b == b'\n')
+        .filter(|line| !line.is_empty());
     lines.map(of_kcat).collect::<Result<_>>().map(Some)
 }
 
@@ -65,12 +79,22 @@ async fn by_kcat(brokers: &str, topic: &str) -> Result<Option<Vec<Record>>> {
 fn of_kcat(line: &[u8]) -> Result<Record> {
     let record: Value = serde_json::from_slice(line).context("kcat printed a line that is no JSON")?;
     let text = |value: &Value| value.as_str().unwrap_or_default().to_owned();
-    let headers: Vec<String> = record["headers"].as_array().into_iter().flatten().map(text).collect();
+    let headers: Vec<String> = record["headers"]
+        .as_array()
+        .into_iter()
+        .flatten()
+        .map(text)
+        .collect();
     Ok(Record {
-        partition: record["partition"].as_i64().context("kcat printed no partition")?,
+        partition: record["partition"]
+            .as_i64()
+            .context("kcat printed no partition")?,
         offset: record["offset"].as_i64().context("kcat printed no offset")?,
         key: text(&record["key"]),
-        headers: headers.chunks_exact(2).map(|pair| (pair[0].clone(), pair[1].clone())).collect(),
+        headers: headers
+            .chunks_exact(2)
+            .map(|pair| (pair[0].clone(), pair[1].clone()))
+            .collect(),
         value: text(&record["payload"]),
     })
 }
@@ -97,7 +121,9 @@ fn by_librdkafka(brokers: &str, topic: &str) -> Result<Vec<Record>> {
         if Instant::now() > deadline {
             bail!("the end of the topic was not reached in time: {left} records are missing");
         }
-        let Some(message) = consumer.poll(Duration::from_millis(100)) else { continue };
+        let Some(message) = consumer.poll(Duration::from_millis(100)) else {
+            continue;
+        };
         let message = message?;
         let text = |bytes: Option<&[u8]>| String::from_utf8_lossy(bytes.unwrap_or_default()).into_owned();
         let headers = message.headers().into_iter().flat_map(|headers| headers.iter());
@@ -105,7 +131,9 @@ fn by_librdkafka(brokers: &str, topic: &str) -> Result<Vec<Record>> {
             partition: message.partition().into(),
             offset: message.offset(),
             key: text(message.key()),
-            headers: headers.map(|header| (header.key.to_owned(), text(header.value))).collect(),
+            headers: headers
+                .map(|header| (header.key.to_owned(), text(header.value)))
+                .collect(),
             value: text(message.payload()),
         });
         left -= 1;

@@ -44,7 +44,8 @@ async fn main() -> ExitCode {
 async fn run() -> Result<ExitCode> {
     // From here on a signal is a wish that we hear, so that nothing is left running.
     let mut signals = Signals::new().context("cannot listen for signals")?;
-    let mut show = Show::begin("Tidelog demo: two phones and an analyst, on a real Kafka and a real Postgres");
+    let mut show =
+        Show::begin("Tidelog demo: two phones and an analyst, on a real Kafka and a real Postgres");
     let mut service = tokio::select! {
         service = Service::spawn() => service?,
         number = signals.recv() => return Ok(interrupted(number)),
@@ -53,14 +54,14 @@ async fn run() -> Result<ExitCode> {
         played = story::play(&mut show, &mut service) => End::Played(played),
         number = signals.recv() => End::Interrupted(number),
     };
+    if let End::Played(Err(_)) = end {
+        service.show_log();
+    }
     // Whatever happened, nothing is left running.
     let stopped = service.stop().await;
     match end {
         End::Interrupted(number) => Ok(interrupted(number)),
-        End::Played(Err(error)) => {
-            service.show_log();
-            Err(error)
-        }
+        End::Played(Err(error)) => Err(error),
         End::Played(Ok(())) => {
             stopped?;
             show.end();

@@ -43,7 +43,13 @@ pub(crate) struct Answer {
 impl Phone {
     pub(crate) fn new(user: &'static str, device: &'static str, url: &str, token: String) -> Self {
         let http = Client::builder(TokioExecutor::new()).build_http();
-        Self { user, device, url: url.to_owned(), token, http }
+        Self {
+            user,
+            device,
+            url: url.to_owned(),
+            token,
+            http,
+        }
     }
 
     /// Posts tickets as one batch under a key.
@@ -65,7 +71,9 @@ impl Phone {
 
     /// Asks for a path.
     pub(crate) async fn get(&self, path: &str) -> Result<Answer> {
-        let request = Request::builder().uri(format!("{}{path}", self.url)).header("prefer", WAIT);
+        let request = Request::builder()
+            .uri(format!("{}{path}", self.url))
+            .header("prefer", WAIT);
         self.send(request, String::new()).await
     }
 
@@ -85,7 +93,11 @@ impl Phone {
             .with_context(|| what)?;
         Ok(Answer {
             status: head.status.as_u16(),
-            replayed: head.headers.get("idempotent-replayed").and_then(|v| v.to_str().ok()).map(str::to_owned),
+            replayed: head
+                .headers
+                .get("idempotent-replayed")
+                .and_then(|v| v.to_str().ok())
+                .map(str::to_owned),
             json: serde_json::from_slice(&body).unwrap_or_default(),
             body,
             took: began.elapsed(),

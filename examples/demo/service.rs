@@ -56,7 +56,13 @@ impl Service {
             .kill_on_drop(true)
             .spawn()
             .with_context(|| format!("cannot run {}", exe.display()))?;
-        Ok(Self { exe, dir, child, env: Vec::new(), _in_use: in_use })
+        Ok(Self {
+            exe,
+            dir,
+            child,
+            env: Vec::new(),
+            _in_use: in_use,
+        })
     }
 
     /// Waits until it answers requests, telling what it says meanwhile.
@@ -68,7 +74,9 @@ impl Service {
             told = self.tell_progress(told, env.is_empty());
             if !env.is_empty() {
                 let lines = env.lines().filter_map(|line| line.split_once('='));
-                self.env = lines.map(|(name, value)| (name.to_owned(), value.to_owned())).collect();
+                self.env = lines
+                    .map(|(name, value)| (name.to_owned(), value.to_owned()))
+                    .collect();
                 return Ok(());
             }
             if let Some(status) = self.child.try_wait()? {
@@ -88,7 +96,11 @@ impl Service {
         let lines: Vec<&str> = whole.lines().collect();
         let progress = |line: &&&str| line.starts_with("  ");
         if starting {
-            lines.iter().skip(told).filter(progress).for_each(|line| tell(line.trim()));
+            lines
+                .iter()
+                .skip(told)
+                .filter(progress)
+                .for_each(|line| tell(line.trim()));
         }
         lines.len()
     }
@@ -96,7 +108,9 @@ impl Service {
     /// One of the lines of `DIR/env`.
     pub(crate) fn env(&self, name: &str) -> Result<&str> {
         let found = self.env.iter().find(|(known, _)| known == name);
-        found.map(|(_, value)| value.as_str()).with_context(|| format!("DIR/env has no line {name}"))
+        found
+            .map(|(_, value)| value.as_str())
+            .with_context(|| format!("DIR/env has no line {name}"))
     }
 
     /// A bearer token, by `tidelog token`.
@@ -108,17 +122,26 @@ impl Service {
     /// What `tidelog status` says, for programs.
     pub(crate) async fn status(&self) -> Result<Value> {
         let said = self.run(&["status", "--output", "json"]).await?;
-        serde_json::from_str(&said).with_context(|| format!("`tidelog status` did not print JSON, but: {said}"))
+        serde_json::from_str(&said)
+            .with_context(|| format!("`tidelog status` did not print JSON, but: {said}"))
     }
 
     /// What a `tidelog` command prints, run with the settings of this service.
     pub(crate) async fn run(&self, args: &[&str]) -> Result<String> {
         let mut command = tidelog(&self.exe, &self.dir);
-        command.args(args).envs(self.env.iter().map(|(name, value)| (name, value))).stdin(Stdio::null());
+        command
+            .args(args)
+            .envs(self.env.iter().map(|(name, value)| (name, value)))
+            .stdin(Stdio::null());
         let output = command.kill_on_drop(true).output().await?;
         let text = |bytes: &[u8]| String::from_utf8_lossy(bytes).into_owned();
         if !output.status.success() {
-            bail!("`tidelog {}` failed ({}): {}", args.join(" "), output.status, text(&output.stderr).trim());
+            bail!(
+                "`tidelog {}` failed ({}): {}",
+                args.join(" "),
+                output.status,
+                text(&output.stderr).trim()
+            );
         }
         Ok(text(&output.stdout))
     }
@@ -132,14 +155,20 @@ impl Service {
             Ok(status) => {
                 let status = status?;
                 if !status.success() {
-                    self.show_log();
-                    bail!("`tidelog dev` did not stop well ({status})");
+                    bail!(
+                        "`tidelog dev` did not stop well ({status}); see {}",
+                        self.dir.join("dev.log").display()
+                    );
                 }
                 Ok(())
             }
             Err(_) => {
                 self.child.kill().await?;
-                bail!("`tidelog dev` did not stop within {} s, and was killed", STOP.as_secs())
+                bail!(
+                    "`tidelog dev` did not stop within {} s, and was killed; see {}",
+                    STOP.as_secs(),
+                    self.dir.join("dev.log").display()
+                )
             }
         }
     }
@@ -168,7 +197,10 @@ fn places() -> Result<(PathBuf, PathBuf)> {
     };
     let exe = profile.join("tidelog");
     if !exe.is_file() {
-        bail!("{} is not there: `cargo build` makes it, and `make demo` does both", exe.display());
+        bail!(
+            "{} is not there: `cargo build` makes it, and `make demo` does both",
+            exe.display()
+        );
     }
     Ok((exe, target.join("demo")))
 }

@@ -17,7 +17,11 @@ pub(crate) struct Show {
 impl Show {
     pub(crate) fn begin(title: &str) -> Self {
         say(title);
-        Self { began: Instant::now(), steps: 0, checks: 0 }
+        Self {
+            began: Instant::now(),
+            steps: 0,
+            checks: 0,
+        }
     }
 
     /// Says what is done next.
@@ -27,7 +31,12 @@ impl Show {
     }
 
     /// Fails unless `got` is what was expected.
-    pub(crate) fn check<T: PartialEq<U> + Debug, U: Debug>(&mut self, what: &str, got: T, expected: U) -> Result<()> {
+    pub(crate) fn check<T: PartialEq<U> + Debug, U: Debug>(
+        &mut self,
+        what: &str,
+        got: T,
+        expected: U,
+    ) -> Result<()> {
         self.checks += 1;
         if got != expected {
             bail!("{what}\n  expected: {expected:?}\n  came:     {got:?}");
@@ -43,7 +52,9 @@ impl Show {
             self.began.elapsed().as_secs_f64()
         ));
         if cfg!(debug_assertions) {
-            say("(Times are those of an unoptimised build on this machine; BENCHMARKS.md has the measured ones.)");
+            say(
+                "(Times are those of an unoptimised build on this machine; BENCHMARKS.md has the measured ones.)",
+            );
         }
     }
 }

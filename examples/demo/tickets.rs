@@ -6,7 +6,15 @@ use serde_json::{Value, json};
 use uuid::Uuid;
 
 const ASSETS: [&str; 10] = [
-    "Pump 3", "Lift B", "Boiler 1", "Gate 7", "Chiller 2", "Generator 1", "Fire panel 4", "Conveyor 5", "Crane 2",
+    "Pump 3",
+    "Lift B",
+    "Boiler 1",
+    "Gate 7",
+    "Chiller 2",
+    "Generator 1",
+    "Fire panel 4",
+    "Conveyor 5",
+    "Crane 2",
     "Air handler 6",
 ];
 const FAULTS: [&str; 10] = [
@@ -34,7 +42,10 @@ pub(crate) struct Item {
 
 impl Item {
     fn of(item: &Value) -> Self {
-        Self { id: item["mobile_id"].as_str().unwrap_or_default().to_owned(), text: item.to_string() }
+        Self {
+            id: item["mobile_id"].as_str().unwrap_or_default().to_owned(),
+            text: item.to_string(),
+        }
     }
 
     /// One of its members.
@@ -83,7 +94,10 @@ pub(crate) fn change(id: &str, version: i64, members: &[(&str, &str)]) -> Item {
 pub(crate) fn batch(device: &str, items: &[Item]) -> String {
     let entries: Vec<&str> = items.iter().map(|item| item.text.as_str()).collect();
     let sent_at = instant(Utc::now());
-    format!(r#"{{"client_id":"{device}","sent_at":"{sent_at}","entries":[{}]}}"#, entries.join(","))
+    format!(
+        r#"{{"client_id":"{device}","sent_at":"{sent_at}","entries":[{}]}}"#,
+        entries.join(",")
+    )
 }
 
 fn ticket(user: &str, n: usize) -> Value {

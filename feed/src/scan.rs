@@ -12,6 +12,9 @@ use crate::error::FeedError;
 use crate::page::Page;
 use crate::reading::{Batch, Effort, Reading};
 
+/// Rows to ask for where a page goes beyond its limit.
+const BEYOND: usize = 1000;
+
 /// Where a pull ended.
 pub(crate) struct End {
     /// Something follows, or may.
@@ -37,8 +40,8 @@ struct Ask {
 }
 
 /// Fills the page from the cursor's places on and moves these. `since` is the time that the caller asked from, if it
-/// goes by time: the page then takes in all changes at that very time, however many, as a next pull could not start
-/// between them.
+/// goes by time. Such a caller can only go on from a time, so the page takes in more than fit where it would have to
+/// start over: all changes at that very time, and everything while a partition has not been applied up to it.
 pub(crate) async fn follow(
     reading: &Reading<'_>,
     cursor: &mut Cursor,
@@ -48,7 +51,12 @@ pub(crate) async fn follow(
     let mut effort = Effort::new();
     let mut first = true;
     loop {
-        let all = effort.next(page.room());
+        let room = match page.room() {
+            // Beyond the limit, on account of `since`: how much follows is not known.
+            0 if !first => BEYOND,
+            room => room,
+        };
+        let all = effort.next(room);
         let ask = Ask {
             each: if first { share(all, cursor.feed.len()) } else { all },
             all,
@@ -56,9 +64,10 @@ pub(crate) async fn follow(
         let batch = fetch(reading, cursor, &ask).await?;
         first = false;
         let told = page.len();
-        let stop = consume(reading, cursor, page, &batch, &ask, since)?;
-        effort.note(batch.rows.len(), page.len() - told);
         let applied = batch.applied_through();
+        let gets_on = |at: DateTime<Utc>| since.is_none_or(|since| at.min(applied) > since);
+        let stop = consume(reading, cursor, page, &batch, &ask, gets_on)?;
+        effort.note(batch.rows.len(), page.len() - told);
         let (has_more, reached) = match stop {
             Stop::Exhausted => {
                 for place in &batch.places {
@@ -68,7 +77,7 @@ pub(crate) async fn follow(
             }
             Stop::Full(at) => (true, at),
             Stop::Unknown(at) if effort.is_enough() => (true, at),
-            Stop::Unknown(at) if page.room() == 0 && since.is_none_or(|since| at > since) => (true, at),
+            Stop::Unknown(at) if page.room() == 0 && gets_on(at) => (true, at),
             Stop::Unknown(_) => continue,
         };
         return Ok(End {
@@ -121,13 +130,15 @@ async fn fetch(reading: &Reading<'_>, cursor: &Cursor, ask: &Ask) -> Result<Batc
     )
 }
 
+/// Puts a batch's rows on the page, in the order of time, and moves the cursor past each. `gets_on` says of a log time
+/// whether a next pull can start there.
 fn consume(
     reading: &Reading<'_>,
     cursor: &mut Cursor,
     page: &mut Page,
     batch: &Batch,
     ask: &Ask,
-    since: Option<DateTime<Utc>>,
+    gets_on: impl Fn(DateTime<Utc>) -> bool,
 ) -> Result<Stop, FeedError> {
     let child = reading.from.is_child();
     let mut rows = batch
@@ -141,7 +152,7 @@ fn consume(
     let mut last = None;
     for ((changed_at, partition, offset, id), row) in rows {
         let tells = row.tells()?;
-        if tells && page.room() == 0 && since.is_none_or(|since| changed_at > since) {
+        if tells && page.room() == 0 && gets_on(changed_at) {
             return Ok(Stop::Full(changed_at));
         }
         if tells {

@@ -63,8 +63,7 @@ impl Phone {
         }
     }
 
-    /// Pulls until nothing follows. By time, a partition that lags behind can hold a reader where it is; then it
-    /// comes back later.
+    /// Pulls until nothing follows; tells whether that came to an end.
     async fn catch_up(&mut self, stage: &Stage, limit: usize) -> bool {
         for _ in 0..200 {
             if !self.pull(stage, limit).await {
@@ -117,15 +116,15 @@ async fn history(seed: u64) {
                 _ if round == 11 => {}
                 0 => {}
                 1 => drop(phone.pull(&stage, limit).await),
-                _ if phone.catch_up(&stage, limit).await && !phone.by_time => {
-                    let seen = world.seen(&phone.who, phone.domain);
-                    assert_eq!(
-                        phone.copy, seen,
-                        "seed {seed} round {round}: {:?} {}",
-                        phone.who, phone.domain
+                _ => {
+                    assert!(
+                        phone.catch_up(&stage, limit).await,
+                        "seed {seed} round {round}: no end"
                     );
+                    let seen = world.seen(&phone.who, phone.domain);
+                    let which = (&phone.who, phone.domain, phone.by_time);
+                    assert_eq!(phone.copy, seen, "seed {seed} round {round}: {which:?}");
                 }
-                _ => {}
             }
         }
     }

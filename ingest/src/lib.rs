@@ -2,7 +2,7 @@
 //!
 //! A batch goes through the files in this order:
 //!
-//! - [`routes`]: HTTP in and out, and nothing else
+//! - [`mod@routes`]: HTTP in and out, and nothing else
 //! - [`service`]: the order of steps, and which of them outlive the phone that asked
 //! - `incoming`: the body as a batch of a device, its fingerprint and its id
 //! - `claim`: who may append under a key, in one statement

@@ -1,6 +1,4 @@
-//! The write side against a real Kafka and a real Postgres, one promise a test. Needs `TIDELOG_KAFKA_BROKERS` and
-//! `TIDELOG_DATABASE_URL` (the `env` file of `tidelog dev --backing-only` has both), so each is ignored by default:
-//! `cargo test -p tidelog-ingest -- --include-ignored`.
+//! The write side against a real Kafka and a real Postgres, one promise a test; the stack is the one that all tests share.
 
 mod support;
 
@@ -54,7 +52,6 @@ async fn hits(fixture: &Fixture) -> i64 {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-#[ignore = "needs the test stack"]
 async fn items_become_events_whose_bytes_are_the_devices() {
     let fixture = fixture().await;
     let response = fixture.post(&batch(20), &[NOW, KEY]).await;
@@ -85,7 +82,6 @@ async fn items_become_events_whose_bytes_are_the_devices() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-#[ignore = "needs the test stack"]
 async fn a_pending_batch_is_told_the_same_until_its_final_answer_and_that_from_then_on() {
     let fixture = fixture().await;
     let first = fixture.post(&batch(5), &[NOW, KEY]).await;
@@ -119,7 +115,6 @@ async fn a_pending_batch_is_told_the_same_until_its_final_answer_and_that_from_t
 }
 
 #[tokio::test(flavor = "multi_thread")]
-#[ignore = "needs the test stack"]
 async fn one_round_trip_ends_with_the_projection() {
     let fixture = Arc::new(fixture().await);
     fixture.told.applied(3);
@@ -144,7 +139,6 @@ async fn one_round_trip_ends_with_the_projection() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 4)]
-#[ignore = "needs the test stack"]
 async fn thirty_at_once_under_one_key_have_one_effect() {
     let fixture = Arc::new(fixture().await);
     let posts: Vec<_> = (0..30)
@@ -171,7 +165,6 @@ async fn thirty_at_once_under_one_key_have_one_effect() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-#[ignore = "needs the test stack"]
 async fn a_key_serves_one_body_even_in_flight() {
     let fixture = fixture().await;
     assert_eq!(fixture.post(&batch(2), &[NOW, KEY]).await.status(), 202);
@@ -188,7 +181,6 @@ async fn a_key_serves_one_body_even_in_flight() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-#[ignore = "needs the test stack"]
 async fn an_ended_lease_is_taken_over_and_appends_the_same_events() {
     let fixture = fixture().await;
     fixture.post(&batch(2), &[NOW, KEY]).await;
@@ -201,7 +193,6 @@ async fn an_ended_lease_is_taken_over_and_appends_the_same_events() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-#[ignore = "needs the test stack"]
 async fn after_its_time_a_key_is_as_if_it_had_never_been() {
     let fixture = fixture().await;
     fixture.post(&batch(2), &[NOW, KEY]).await;
@@ -218,7 +209,6 @@ async fn after_its_time_a_key_is_as_if_it_had_never_been() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-#[ignore = "needs the test stack"]
 async fn bad_items_are_told_by_index_and_harm_nobody() {
     let fixture = fixture().await;
     let body = format!(
@@ -258,7 +248,6 @@ async fn bad_items_are_told_by_index_and_harm_nobody() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-#[ignore = "needs the test stack"]
 async fn a_phone_that_hangs_up_changes_nothing() {
     // The log takes its time, so that the handler is dropped between claim and append.
     let fixture = fixture_of(places(), |_, (_, producer)| linger(producer, "500")).await;
@@ -275,7 +264,6 @@ async fn a_phone_that_hangs_up_changes_nothing() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-#[ignore = "needs the test stack"]
 async fn a_claim_is_held_for_as_long_as_its_gateway_lives() {
     let fixture = fixture_of(places(), |_, (config, producer)| {
         config.lease = Duration::from_millis(600);
@@ -296,7 +284,6 @@ async fn a_claim_is_held_for_as_long_as_its_gateway_lives() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-#[ignore = "needs the test stack"]
 async fn with_postgres_away_batches_are_taken_and_recorded_later() {
     let places = places();
     let (host, port) = match (&places.database.get_hosts()[0], places.database.get_ports()[0]) {
@@ -340,7 +327,6 @@ async fn with_postgres_away_batches_are_taken_and_recorded_later() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-#[ignore = "needs the test stack"]
 async fn with_kafka_away_nothing_is_acknowledged_and_nothing_stays_claimed() {
     let mut away = places();
     away.brokers = "127.0.0.1:1".into();
@@ -362,7 +348,6 @@ async fn with_kafka_away_nothing_is_acknowledged_and_nothing_stays_claimed() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-#[ignore = "needs the test stack"]
 async fn a_topic_that_is_missing_is_a_503() {
     let fixture = fixture_of(places(), |_, (_, producer)| {
         producer
@@ -382,7 +367,6 @@ async fn a_topic_that_is_missing_is_a_503() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-#[ignore = "needs the test stack"]
 async fn what_is_no_batch_is_told_why_and_claims_nothing() {
     let fixture = fixture().await;
     let long = format!(r#"{{"client_id":"phone-1","entries":[{}0]}}"#, "0,".repeat(1000));
@@ -440,7 +424,6 @@ async fn what_is_no_batch_is_told_why_and_claims_nothing() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-#[ignore = "needs the test stack"]
 async fn the_largest_body_is_taken() {
     let fixture = fixture().await;
     let filler = "x".repeat(9_000);

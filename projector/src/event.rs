@@ -9,7 +9,7 @@ use std::sync::Arc;
 use tidelog_events::domain::{Domain, Registry};
 use tidelog_events::envelope::{EnvelopeError, Event};
 use tidelog_events::item::Operation;
-use tidelog_events::json::hash_content;
+use tidelog_events::json::{hash_content, hash_simple_content};
 use tidelog_events::position::Place;
 use uuid::Uuid;
 
@@ -101,7 +101,7 @@ impl Arrived {
                 )
             }
         };
-        let content = content_of(&event, &item);
+        let content = content_of(&event, value.unwrap_or_default(), &item);
         Ok(Arrived {
             event,
             domain,
@@ -148,7 +148,7 @@ impl Arrived {
 }
 
 /// Record, operation, user, base and the item's canonical form.
-fn content_of(event: &Event, item: &Doc) -> Uuid {
+fn content_of(event: &Event, raw: &[u8], item: &Doc) -> Uuid {
     let mut hash = Sha256::new();
     for part in [
         event.tenant.as_str(),
@@ -161,7 +161,10 @@ fn content_of(event: &Event, item: &Doc) -> Uuid {
         hash.update(part.as_bytes());
     }
     hash.update(event.base.to_be_bytes());
-    hash_content(&mut hash, item);
+    let simple = std::str::from_utf8(raw).is_ok_and(|raw| hash_simple_content(&mut hash, raw));
+    if !simple {
+        hash_content(&mut hash, item);
+    }
     let digest = hash.finalize();
     let mut bytes = [0; 16];
     bytes.copy_from_slice(&digest[..16]);

@@ -15,7 +15,7 @@ use tokio::task::JoinSet;
 use super::ground::Site;
 use super::log::{Counting, Record, producer};
 use super::tables::{Chunk, Shape, Writer};
-use crate::kafka::client_config;
+use super::log::quiet;
 
 /// Batches before the measuring, for each phone.
 const WARM_UP: usize = 5;
@@ -38,7 +38,7 @@ pub(super) async fn measure(site: &Site<'_>, topic: &str, work: Work, phones: us
         let phone = Phone {
             producer: producer.clone(),
             consumer: consumer(site, topic, number as i32)?,
-            writer: Writer::new(site.connect().await?, Shape::Insert).await?,
+            writer: Writer::new(site.connect().await?, Shape::Insert, &format!("bench-{number}")).await?,
             topic: topic.to_owned(),
             partition: number as i32,
         };
@@ -53,8 +53,8 @@ pub(super) async fn measure(site: &Site<'_>, topic: &str, work: Work, phones: us
 }
 
 fn consumer(site: &Site<'_>, topic: &str, partition: i32) -> Result<BaseConsumer> {
-    let mut config = client_config(&site.kafka(), "bench");
-    config.set("group.id", "bench").set("enable.auto.commit", "false").set("fetch.wait.max.ms", "500");
+    let mut config = quiet(&site.kafka());
+    config.set("group.id", "bench").set("enable.auto.commit", "false");
     let consumer: BaseConsumer = config.create().context("cannot make a Kafka consumer")?;
     let mut at_end = TopicPartitionList::new();
     let (_, end) = consumer.fetch_watermarks(topic, partition, PATIENCE)?;

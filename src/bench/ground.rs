@@ -15,10 +15,11 @@ use tidelog_http::auth::{self, Claims, Role};
 use tokio_postgres::Client;
 
 use super::child::Child;
+use super::log::quiet;
 use super::phone::Phone;
 use super::tickets::Person;
 use crate::database::{self, plain};
-use crate::kafka::{Cluster, client_config};
+use crate::kafka::Cluster;
 use crate::settings::{DatabaseSettings, KafkaSettings, Secret};
 use crate::stack::Stack;
 
@@ -127,7 +128,7 @@ impl Ground {
     }
 
     fn admin(&self) -> Result<AdminClient<DefaultClientContext>> {
-        client_config(&self.kafka(""), "bench").create().context("cannot make a Kafka client")
+        quiet(&self.kafka("")).create().context("cannot make a Kafka client")
     }
 
     /// A bearer token.

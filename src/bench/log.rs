@@ -8,7 +8,7 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail};
 use rdkafka::client::ClientContext;
-use rdkafka::config::ClientConfig;
+use rdkafka::config::{ClientConfig, RDKafkaLogLevel};
 use rdkafka::consumer::{BaseConsumer, Consumer};
 use rdkafka::error::{KafkaError, RDKafkaErrorCode};
 use rdkafka::message::{BorrowedMessage, DeliveryResult, Header, Headers, Message, OwnedHeaders};
@@ -21,6 +21,13 @@ use crate::settings::KafkaSettings;
 
 /// How long the log may be silent.
 const SILENCE: Duration = Duration::from_secs(20);
+
+/// What every client here starts from. What goes wrong shows in what it does; the rest is noise between the figures.
+pub(super) fn quiet(kafka: &KafkaSettings) -> ClientConfig {
+    let mut config = client_config(kafka, "bench");
+    config.set_log_level(RDKafkaLogLevel::Error);
+    config
+}
 
 /// A record as it lies in the log.
 pub(super) struct Record {
@@ -78,7 +85,7 @@ pub(super) async fn read(
     from: &[(i32, i64)],
     to: &[(i32, i64)],
 ) -> Result<Vec<Vec<Record>>> {
-    let mut config = client_config(kafka, "bench");
+    let mut config = quiet(kafka);
     config.set("group.id", "bench").set("enable.auto.commit", "false");
     let consumer: BaseConsumer = config.create().context("cannot make a Kafka consumer")?;
     let before: HashMap<i32, i64> = from.iter().copied().collect();
@@ -137,7 +144,7 @@ impl ProducerContext for Counting {
 
 /// A producer that gives the promises of the gateway's: idempotent, every replica, the same partition for a key.
 pub(super) fn producer(kafka: &KafkaSettings, linger_ms: u32) -> Result<(ThreadedProducer<Counting>, Counting)> {
-    let mut config: ClientConfig = client_config(kafka, "bench");
+    let mut config = quiet(kafka);
     config
         .set("enable.idempotence", "true")
         .set("acks", "all")

@@ -38,13 +38,13 @@ pub(super) async fn during<T>(
 }
 
 fn line(what: &str, total: u64, done: u64, elapsed: Duration) -> String {
-    let rate = done as f64 / elapsed.as_secs_f64().max(0.001);
-    let left = if done == 0 {
-        String::new()
-    } else {
-        format!(", {:.0} s left", (total.saturating_sub(done)) as f64 / rate)
-    };
-    format!("  {what}: {} of {} ({}/s{left})", grouped(done as f64), grouped(total as f64), grouped(rate))
+    let (total_shown, so_far) = (grouped(total as f64), elapsed.as_secs_f64());
+    if done == 0 {
+        return format!("  {what}: {total_shown}, {so_far:.0} s so far");
+    }
+    let rate = done as f64 / so_far.max(0.001);
+    let left = total.saturating_sub(done) as f64 / rate;
+    format!("  {what}: {} of {total_shown} ({}/s, {left:.0} s left)", grouped(done as f64), grouped(rate))
 }
 
 fn say(terminal: bool, line: &str, last: bool) {
@@ -85,5 +85,6 @@ mod tests {
     fn the_time_left_follows_from_the_rate() {
         let text = line("posting", 1000, 250, Duration::from_secs(1));
         assert_eq!(text, "  posting: 250 of 1,000 (250/s, 3 s left)");
+        assert_eq!(line("posting", 1000, 0, Duration::from_secs(2)), "  posting: 1,000, 2 s so far");
     }
 }

@@ -164,7 +164,7 @@ async fn write_alone(
     round: usize,
     kind: &mut Kind,
 ) -> Result<()> {
-    let writer = Writer::new(site.connect().await?, shape).await?;
+    let writer = Writer::new(site.connect().await?, shape, "bench").await?;
     site.ground.settle().await?;
     let rows = tables::rows(chunks);
     let what = format!("(b) round {round}: Postgres alone, {}", name(shape));

@@ -13,12 +13,16 @@ use tokio_postgres::types::ToSql;
 use tokio_postgres::{Client, Row, Statement};
 use uuid::Uuid;
 
+use super::tickets::PARTITIONS;
 use crate::database::plain;
 
 /// The chunk that rates level off at.
 pub(super) const CHUNK: usize = 500;
 /// Chunks on their way at once: the next one travels while one is being written.
 const AHEAD: usize = 2;
+
+/// Columns that [`READ`] brings.
+const COLUMNS: usize = 22;
 
 /// The settings that the projector pins its plans with.
 const PINNED: &str = "SET plan_cache_mode = force_generic_plan; SET enable_seqscan = off; SET enable_hashjoin = off; \
@@ -70,12 +74,17 @@ const INSERT_CHANGES: &str = r#"changes AS (
       FROM d
 )"#;
 
-const MOVE: &str = r#"
-UPDATE positions p
-   SET next_offset = k.next, last_log_time = k.time, applied_through = greatest(p.applied_through, k.time),
-       updated_at = now()
-  FROM unnest($1::integer[], $2::bigint[], $3::timestamptz[]) AS k (partition, next, time)
- WHERE p.topic = 'bench' AND p.partition = k.partition"#;
+/// Its parameters follow on so many others.
+fn moving(after: usize) -> String {
+    let [partition, next, time, topic] = [1, 2, 3, 4].map(|number| format!("${}", after + number));
+    format!(
+        "UPDATE positions p
+            SET next_offset = k.next, last_log_time = k.time, applied_through = greatest(p.applied_through, k.time),
+                updated_at = now()
+           FROM unnest({partition}::integer[], {next}::bigint[], {time}::timestamptz[]) AS k (partition, next, time)
+          WHERE p.topic = {topic} AND p.partition = k.partition"
+    )
+}
 
 const COPY_ROWS: &str = r#"COPY helpdesk (tenant_id, mobile_id, version, deleted, doc, last_sync_timestamp, updated_at,
     created_at, owner_id, user_id, device_id, run_from, ahead_base, partition, "offset") FROM STDIN"#;
@@ -124,7 +133,7 @@ impl Chunk {
             }
         }
         Ok(Self {
-            columns: (0..22).map(|at| column(rows, at)).collect(),
+            columns: (0..COLUMNS).map(|at| column(rows, at)).collect(),
             moves: vec![
                 Box::new(moves.iter().map(|known| known.0).collect::<Vec<_>>()),
                 Box::new(moves.iter().map(|known| known.1).collect::<Vec<_>>()),
@@ -136,10 +145,6 @@ impl Chunk {
             ),
             size: rows.len(),
         })
-    }
-
-    fn parameters(&self) -> Vec<&(dyn ToSql + Sync)> {
-        self.columns.iter().chain(&self.moves).map(|column| column.as_ref() as _).collect()
     }
 }
 
@@ -212,33 +217,34 @@ pub(super) struct Writer {
     statement: Statement,
     moving: Statement,
     shape: Shape,
+    /// Whose positions it moves.
+    topic: String,
 }
 
 impl Writer {
-    pub(super) async fn new(client: Client, shape: Shape) -> Result<Self> {
+    /// Writers of different topics never wait for each other's positions.
+    pub(super) async fn new(client: Client, shape: Shape, topic: &str) -> Result<Self> {
         client.batch_execute(PINNED).await.map_err(plain)?;
-        client
-            .batch_execute("INSERT INTO positions (topic, partition) SELECT 'bench', generate_series(0, 31) ON CONFLICT DO NOTHING")
-            .await
-            .map_err(plain)?;
+        let positions = "INSERT INTO positions (topic, partition) SELECT $1, generate_series(0, $2 - 1) ON CONFLICT DO NOTHING";
+        client.execute(positions, &[&topic, &(PARTITIONS as i32)]).await.map_err(plain)?;
         let rows = if shape == Shape::Update { UPDATE_ROWS } else { INSERT_ROWS };
-        // The positions' parameters come after the columns'.
-        let moving = MOVE.replace("$1", "$23").replace("$2:", "$24:").replace("$3", "$25");
-        let statement = format!("{GIVEN}{rows}{INSERT_CHANGES}{moving}");
+        let statement = format!("{GIVEN}{rows}{INSERT_CHANGES} {}", moving(COLUMNS));
         Ok(Self {
             statement: client.prepare(&statement).await.map_err(plain)?,
-            moving: client.prepare(MOVE).await.map_err(plain)?,
+            moving: client.prepare(&moving(0)).await.map_err(plain)?,
             client,
             shape,
+            topic: topic.to_owned(),
         })
     }
 
     /// Writes a chunk and waits for its commit.
     pub(super) async fn write(&self, chunk: &Chunk) -> Result<()> {
         let moved = match self.shape {
-            Shape::Insert | Shape::Update => self.client.execute(&self.statement, &chunk.parameters()).await.map_err(plain)?,
-            Shape::Copy => self.copy(chunk).await.map_err(plain)?,
+            Shape::Copy => self.copy(chunk).await,
+            _ => self.client.execute(&self.statement, &self.parameters(chunk.columns.iter().chain(&chunk.moves))).await,
         };
+        let moved = moved.map_err(plain)?;
         if moved == 0 {
             bail!("no position was moved");
         }
@@ -254,11 +260,16 @@ impl Writer {
             sink.send(bytes.clone()).await?;
             sink.close().await?;
         }
-        let moves: Vec<&(dyn ToSql + Sync)> = chunk.moves.iter().map(|column| column.as_ref() as _).collect();
+        let moves = self.parameters(chunk.moves.iter());
         let (moved, committed) =
             tokio::join!(client.execute(&self.moving, &moves), client.batch_execute("COMMIT"));
         committed?;
         moved
+    }
+
+    fn parameters<'a>(&'a self, columns: impl Iterator<Item = &'a Column>) -> Vec<&'a (dyn ToSql + Sync)> {
+        let topic: &(dyn ToSql + Sync) = &self.topic;
+        columns.map(|column| column.as_ref() as &(dyn ToSql + Sync)).chain([topic]).collect()
     }
 
     /// Writes all chunks one after the other.

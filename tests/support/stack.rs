@@ -8,7 +8,7 @@
 use std::fs::{File, OpenOptions};
 use std::net::{SocketAddr, TcpStream};
 use std::os::unix::process::CommandExt;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::sync::OnceLock;
 use std::time::{Duration, Instant};
@@ -68,7 +68,7 @@ fn start(dir: &Path) -> [String; 3] {
         clippy::zombie_processes,
         reason = "it outlives this process, for the next one to use"
     )]
-    let mut dev = Command::new(env!("CARGO_BIN_EXE_tidelog"))
+    let mut dev = Command::new(binary())
         .args(["dev", "--backing-only", "--until-unused", "--data-dir"])
         .arg(dir)
         .stdin(Stdio::null())
@@ -94,6 +94,17 @@ fn start(dir: &Path) -> [String; 3] {
         }
         std::thread::sleep(Duration::from_millis(50));
     }
+}
+
+/// The binary under test: cargo names it for the root package's tests; for the other crates' it lies beside them.
+fn binary() -> PathBuf {
+    if let Some(path) = option_env!("CARGO_BIN_EXE_tidelog") {
+        return path.into();
+    }
+    let test = std::env::current_exe().expect("a test knows where it lies");
+    let path = test.ancestors().nth(2).expect("tests lie in target/*/deps").join("tidelog");
+    assert!(path.exists(), "{} is not built: run `cargo build` first", path.display());
+    path
 }
 
 fn ended(dev: &mut Child) -> Option<String> {

@@ -3,6 +3,7 @@
 #![allow(dead_code, unreachable_pub)] // each test file uses its part
 #![allow(clippy::unwrap_used)]
 
+pub mod rows;
 pub mod world;
 
 use std::sync::Arc;

@@ -1,6 +1,10 @@
 //! A write side on a real Kafka and a real Postgres, each test in a schema and under a topic prefix of its own. The
 //! projection is played by the test: it says how far it has come and what became of items.
 
+#[allow(dead_code)] // these tests make their own tokens
+#[path = "../../../tests/support/stack.rs"]
+mod stack;
+
 use chrono::{DateTime, Utc};
 use deadpool_postgres::{Manager, ManagerConfig, Pool, RecyclingMethod};
 use rdkafka::admin::{AdminClient, AdminOptions, NewTopic, TopicReplication};
@@ -62,11 +66,10 @@ pub(crate) struct Places {
 }
 
 pub(crate) fn places() -> Places {
-    let get =
-        |name: &str| std::env::var(name).unwrap_or_else(|_| panic!("{name} says where the test stack is"));
+    let stack = stack::shared();
     Places {
-        brokers: get("TIDELOG_KAFKA_BROKERS"),
-        database: get("TIDELOG_DATABASE_URL").parse().expect("a database URL"),
+        brokers: stack.kafka_brokers.clone(),
+        database: stack.database_url.parse().expect("a database URL"),
     }
 }
 

@@ -78,6 +78,7 @@ struct Body<'a> {
 impl<'a> Batch<'a> {
     /// Reads the envelope; the items stay as they are.
     pub fn parse(body: &'a str) -> Result<Batch<'a>, BatchError> {
+        refuse_list(body)?;
         let Body {
             client_id,
             sent_at,
@@ -112,6 +113,20 @@ impl<'a> Batch<'a> {
             entries,
         })
     }
+}
+
+/// A derived struct would take a list too, its members by their order.
+fn refuse_list(body: &str) -> Result<(), BatchError> {
+    let rest = body.trim_start_matches([' ', '\t', '\n', '\r']);
+    if !rest.starts_with('[') {
+        return Ok(());
+    }
+    let before = &body[..body.len() - rest.len()];
+    Err(BatchError::Malformed {
+        line: before.matches('\n').count() + 1,
+        column: before.len() - before.rfind('\n').map_or(0, |at| at + 1) + 1,
+        message: "the body is not a batch in JSON: it is a list, and a batch is an object".into(),
+    })
 }
 
 fn malformed(error: serde_json::Error) -> BatchError {
@@ -303,6 +318,10 @@ mod tests {
                 .starts_with("client_id must be 5 to 100")
         );
         assert_eq!(error("[1]").status(), 400);
+        assert!(matches!(
+            error("\n [\"phone-1\",null,null,[{}]]"),
+            BatchError::Malformed { line: 2, column: 2, .. }
+        ));
     }
 
     #[test]

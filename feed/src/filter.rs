@@ -30,7 +30,7 @@ pub(crate) fn values<'q>(
 fn value(domain: &Domain, filter: &Filter, text: &str) -> Result<String, String> {
     let field = match filter {
         Filter::From { .. } => return moment(text).map(stored),
-        Filter::Equals { field } => domain.field(field),
+        Filter::Equals { field, .. } => domain.field(field),
     };
     if text.contains('\0') {
         return Err("must not hold U+0000".into());

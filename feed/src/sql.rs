@@ -328,7 +328,7 @@ pub(crate) fn all_outcomes<'a>(domains: impl Iterator<Item = &'a Statements>) ->
 /// How row `r` compares with a filter's value, which is text in the form that the field is stored in.
 fn comparison(domain: &Domain, filter: &Filter, value: &str) -> String {
     let (name, from) = match filter {
-        Filter::Equals { field } => (field, false),
+        Filter::Equals { field, .. } => (field, false),
         Filter::From { field, .. } => (field, true),
     };
     let stored = format!("(r.doc ->> {})", literal(name));

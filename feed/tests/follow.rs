@@ -100,6 +100,34 @@ fn phones() -> Vec<Phone> {
     phones
 }
 
+/// Everything is applied: the phone comes to hold just that, and so does a new one.
+async fn ends_right(stage: &Stage, world: &World, phone: &mut Phone, limit: usize, seed: u64) {
+    let (who, domain, by_time) = (phone.who.clone(), phone.domain, phone.by_time);
+    assert!(
+        phone.catch_up(stage, limit).await,
+        "seed {seed}: no end for {who:?} {domain}"
+    );
+    let seen = world.seen(&who, domain);
+    assert_eq!(
+        phone.copy, seen,
+        "seed {seed} at the end: {who:?} {domain} by time: {by_time}"
+    );
+    let (next, copy) = (String::new(), BTreeMap::new());
+    let mut fresh = Phone {
+        who,
+        domain,
+        by_time: false,
+        next,
+        copy,
+    };
+    assert!(fresh.catch_up(stage, 1000).await);
+    assert_eq!(
+        fresh.copy, seen,
+        "seed {seed}: a fresh snapshot of {:?} {domain}",
+        fresh.who
+    );
+}
+
 async fn history(seed: u64) {
     let Some(stage) = support::stage().await else {
         return;
@@ -129,35 +157,7 @@ async fn history(seed: u64) {
         }
     }
     for phone in &mut phones {
-        let limit = 1 + random.below(7);
-        assert!(
-            phone.catch_up(&stage, limit).await,
-            "seed {seed}: no end for {:?} {}",
-            phone.who,
-            phone.domain
-        );
-        let seen = world.seen(&phone.who, phone.domain);
-        assert_eq!(
-            phone.copy,
-            seen,
-            "seed {seed} at the end: {:?} {} by {}",
-            phone.who,
-            phone.domain,
-            if phone.by_time { "time" } else { "cursor" }
-        );
-        let mut fresh = Phone {
-            next: String::new(),
-            copy: BTreeMap::new(),
-            by_time: false,
-            who: phone.who.clone(),
-            ..*phone
-        };
-        fresh.catch_up(&stage, 1000).await;
-        assert_eq!(
-            fresh.copy, seen,
-            "seed {seed}: a fresh snapshot of {:?} {}",
-            phone.who, phone.domain
-        );
+        ends_right(&stage, &world, phone, 1 + random.below(7), seed).await;
     }
     stage.strike().await;
 }

@@ -13,11 +13,12 @@ use tidelog_events::ids::Role;
 use tokio::io::{AsyncBufReadExt, AsyncReadExt, AsyncWriteExt, BufReader};
 use tokio::net::{TcpListener, TcpStream};
 
-/// Tenants and their changes lie interleaved, as they arrive: the neighbours of a tenant's row are other tenants'.
-fn fill(tenants: usize, each: usize) -> String {
+/// Tenants and their changes lie interleaved, as they arrive: batch by batch, of so many items. One of 1 is the worst
+/// there is: every neighbour of a tenant's row is another tenant's.
+fn fill(tenants: usize, each: usize, batch: usize) -> String {
     format!(
         r#"CREATE TEMP TABLE made AS
-        SELECT s, 'tenant-' || lpad((s % {tenants})::text, 5, '0') AS tenant_id, md5(s::text)::uuid AS mobile_id,
+        SELECT s, 'tenant-' || lpad((s / {batch} % {tenants})::text, 5, '0') AS tenant_id, md5(s::text)::uuid AS mobile_id,
                part AS partition, row_number() OVER (PARTITION BY part ORDER BY s) - 1 AS "offset",
                timestamptz '2026-01-01' + s * interval '10 milliseconds' AS at
           FROM (SELECT s, (hashint4(s) & 2147483647) % 6 AS part FROM generate_series(0, {total} - 1) s) x;
@@ -113,13 +114,14 @@ async fn a_pull_from_a_million_rows() {
         .unwrap();
     let stage = support::stage_in(&url, &schema, exists.is_none()).await;
     let tenants = std::env::var("TIDELOG_TEST_TENANTS").map_or(1000, |n| n.parse().unwrap());
+    let batch = std::env::var("TIDELOG_TEST_BATCH").map_or(100, |n| n.parse().unwrap());
     if exists.is_none() {
         prepare_early(&stage).await;
         direct
             .batch_execute(&format!("SET search_path = {schema}"))
             .await
             .unwrap();
-        for statement in fill(tenants, 1000).split(";\n") {
+        for statement in fill(tenants, 1000, batch).split(";\n") {
             direct.batch_execute(statement).await.unwrap();
         }
     }

@@ -158,7 +158,12 @@ impl Context {
                 lane.send(ToLane::Release(numbers.clone(), done)).await.ok()?;
                 tokio::time::timeout(RELEASE_DEADLINE, finished).await.ok()
             });
-            tracing::info!(topic, partitions = ?numbers, in_time = released.is_some(), "let go of");
+            // At shutdown the lanes have ended by themselves already.
+            if released.is_some() {
+                tracing::info!(topic, partitions = ?numbers, "let go of");
+            } else if !*self.shutdown.borrow() {
+                tracing::warn!(topic, partitions = ?numbers, "let go of before the lane had finished: it is fenced off");
+            }
         }
     }
 }
@@ -246,7 +251,10 @@ pub(crate) fn run(parts: ConsumerParts, runtime: Handle) -> Result<(), Projector
     // group's offsets lag behind.
     commit(&consumer, &parts.progress, CommitMode::Sync);
     consumer.unsubscribe();
-    pulse.abort();
+    // The pulse ends with the shutdown. Waited for, so that the last handle on the consumer is this one: closing it calls
+    // back into the rebalance, which must not happen on a worker of the runtime.
+    let _ = runtime.block_on(pulse);
+    drop(consumer);
     Ok(())
 }
 

@@ -99,6 +99,7 @@ async fn what_is_no_batch_is_400_and_named() {
         (r#"{"client_id":"phone-1","entries":[{}"#.to_owned(), "line 1"),
         (r#"{"client_id":"phone-1","entries":[{}]} and more"#.to_owned(), "line 1"),
         ("[]".to_owned(), "line 1"),
+        (format!(r#"["phone-1",null,null,[{entry}]]"#), "line 1"),
         ("17".to_owned(), "line 1"),
         (r#"{"client_id":"phone-1"}"#.to_owned(), "entries is missing"),
         (r#"{"client_id":"phone-1","entries":null}"#.to_owned(), "entries"),

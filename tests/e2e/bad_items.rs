@@ -84,6 +84,7 @@ fn cases() -> Vec<Case> {
         case("an end before its start", "activity", r#"{"mobile_id":"ID","jobdesc":"Backwards","plandatetime":"2026-03-02T00:00:00Z","expirydatetime":"2026-03-01T00:00:00Z"}"#, "expirydatetime", "order"),
         case("the other way about by offset", "work-orders", r#"{"mobile_id":"ID","description":"Backwards","scheduled_start":"2026-03-01T10:00:00+01:00","scheduled_end":"2026-03-01T10:00:00+02:00"}"#, "scheduled_end", "order"),
         case("off the earth", "attendance", r#"{"mobile_id":"ID","deviceid":"phone-1","gpslocation":{"type":"Point","coordinates":[200,10]}}"#, "gpslocation", "geojson_point"),
+        case("a list for a point", "attendance", r#"{"mobile_id":"ID","deviceid":"phone-1","gpslocation":["Point",[1,2]]}"#, "gpslocation", "geojson_point"),
         case("no point", "attendance", r#"{"mobile_id":"ID","deviceid":"phone-1","gpslocation":"somewhere"}"#, "gpslocation", "geojson_point"),
         case("a mood of eleven", "journal", &format!(r#"{{"mobile_id":"ID",{entry},"mood_rating":11}}"#), "mood_rating", "max"),
         case("a list of other things", "journal", &format!(r#"{{"mobile_id":"ID",{entry},"tags":["a",1]}}"#), "tags", "strings"),

@@ -46,7 +46,7 @@ impl Db {
             .rows(
                 "SELECT c.relname::text, bool_or(a.attname = 'tenant_id') AND c.relname <> 'dead_letters'
                  FROM pg_class c JOIN pg_attribute a ON a.attrelid = c.oid AND a.attnum > 0
-                 WHERE c.relnamespace = $1::text::regnamespace AND c.relkind = 'r' GROUP BY 1",
+                 WHERE c.relnamespace = $1::text::regnamespace AND c.relkind = 'r' GROUP BY c.relname",
                 &[&self.schema],
             )
             .await;

@@ -61,6 +61,7 @@ pub(crate) const DOMAINS: [Known; 10] = [
         telemetry(&["@user", &format!("s-{n}")], format!(r#"{{"id":"s-{n}","session_start":"2026-03-01T10:00:00Z","duration_ms":{n}.5,"status":"open"}}"#))
     }),
     known("metrics", "metrics", "telemetry.metrics.v1", None, |n| {
+        let n = n + 1;
         telemetry(&["@device", "battery", &format!("2026-03-01T10:00:00.{n:03}Z")], format!(r#"{{"metric_name":"battery","value":{n},"timestamp":"2026-03-01T10:00:00.{n:03}Z","unit":"%"}}"#))
     }),
 ];

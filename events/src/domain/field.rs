@@ -230,6 +230,10 @@ impl Field {
                 "must be a GeoJSON point: type Point, coordinates [longitude, latitude]",
             )
         };
+        // A derived struct would take a list too, its members by their order.
+        if !raw.starts_with('{') {
+            return Err(bad());
+        }
         let point: Point = serde_json::from_str(raw).map_err(|_| bad())?;
         let [longitude, latitude, altitude @ ..] = point.coordinates.as_slice() else {
             return Err(bad());
@@ -353,6 +357,10 @@ mod tests {
         assert_eq!(rule(FieldType::Id, r#""site-7""#), None);
         assert_eq!(
             rule(FieldType::Point, r#"{"type":"Point","coordinates":[181,0]}"#).as_deref(),
+            Some("geojson_point")
+        );
+        assert_eq!(
+            rule(FieldType::Point, r#"["Point",[72.8,19.0]]"#).as_deref(),
             Some("geojson_point")
         );
         assert_eq!(

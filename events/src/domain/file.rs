@@ -67,6 +67,7 @@ enum FileKind {
 #[serde(untagged)]
 enum FileFilter {
     Equals(String),
+    Renamed { parameter: String, equals: String },
     From { parameter: String, from: String },
 }
 
@@ -685,9 +686,14 @@ impl Check<'_> {
 
     fn filter(&mut self, filter: &Spanned<FileFilter>, names: &Names<'_>) -> Option<Filter> {
         match filter.get_ref() {
-            FileFilter::Equals(field) if names.get(field).is_some() => {
-                Some(Filter::Equals { field: field.clone() })
-            }
+            FileFilter::Equals(field) if names.get(field).is_some() => Some(Filter::Equals {
+                parameter: field.clone(),
+                field: field.clone(),
+            }),
+            FileFilter::Renamed { parameter, equals } if names.get(equals).is_some() => Some(Filter::Equals {
+                parameter: parameter.clone(),
+                field: equals.clone(),
+            }),
             FileFilter::From { parameter, from }
                 if names
                     .get(from)
@@ -698,7 +704,7 @@ impl Check<'_> {
                     field: from.clone(),
                 })
             }
-            FileFilter::Equals(field) => {
+            FileFilter::Equals(field) | FileFilter::Renamed { equals: field, .. } => {
                 self.defect(
                     filter,
                     format!("filter names {field:?}, which is no field of this file"),

@@ -137,7 +137,9 @@ pub struct Numbering {
 pub enum Filter {
     /// The query parameter's value equals the field, in the field's letter case.
     Equals {
-        /// Parameter and field.
+        /// The parameter; mostly the field's name.
+        parameter: String,
+        /// The field.
         field: String,
     },
     /// The field's time is at or after the parameter's.
@@ -153,8 +155,7 @@ impl Filter {
     /// The query parameter's name.
     pub fn parameter(&self) -> &str {
         match self {
-            Filter::Equals { field } => field,
-            Filter::From { parameter, .. } => parameter,
+            Filter::Equals { parameter, .. } | Filter::From { parameter, .. } => parameter,
         }
     }
 }

@@ -292,13 +292,13 @@ fn write(
         format!(r#"{{"v":{version},"priority":"HIGH"}}"#)
     };
     let at = instant(millis);
-    let (mut columns, mut values, mut feed_columns, mut feed_values, mut set) = (
-        String::new(),
-        String::new(),
-        String::new(),
-        String::new(),
-        String::new(),
-    );
+    let [
+        mut columns,
+        mut values,
+        mut feed_columns,
+        mut feed_values,
+        mut set,
+    ] = [const { String::new() }; 5];
     let mut unique = format!("tenant_id, {id}");
     if let Some(parent) = &record.parent {
         columns.push_str(", parent_id");

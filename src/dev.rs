@@ -37,7 +37,12 @@ pub(crate) struct DevArgs {
     #[arg(long, value_name = "DIR", default_value = ".tidelog")]
     pub(crate) data_dir: PathBuf,
     /// Address of the gateway
-    #[arg(long, env = "TIDELOG_LISTEN", value_name = "ADDR:PORT", default_value = "127.0.0.1:8080")]
+    #[arg(
+        long,
+        env = "TIDELOG_LISTEN",
+        value_name = "ADDR:PORT",
+        default_value = "127.0.0.1:8080"
+    )]
     pub(crate) listen: SocketAddr,
     /// Run Kafka and Postgres only
     #[arg(long)]

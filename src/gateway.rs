@@ -27,7 +27,7 @@ use crate::settings::{
 use crate::shutdown::stopped;
 
 /// How long a batch waits for a connection before it goes on without Postgres, which it can.
-const WRITE_WAIT: Duration = Duration::from_secs(1);
+const WRITE_WAIT: Duration = Duration::from_secs(3);
 /// How long a read waits for one before it is told to come back.
 const READ_WAIT: Duration = Duration::from_secs(5);
 /// How often positions are read where no wake-up came.

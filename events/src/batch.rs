@@ -320,7 +320,11 @@ mod tests {
         assert_eq!(error("[1]").status(), 400);
         assert!(matches!(
             error("\n [\"phone-1\",null,null,[{}]]"),
-            BatchError::Malformed { line: 2, column: 2, .. }
+            BatchError::Malformed {
+                line: 2,
+                column: 2,
+                ..
+            }
         ));
     }
 

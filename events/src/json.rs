@@ -436,7 +436,9 @@ mod tests {
     #[test]
     fn an_ordinary_item_is_simple_and_what_needs_care_is_not() {
         let simple = |raw: &str| hash_simple_content(&mut Sha256::new(), raw);
-        assert!(simple(r#"{ "mobile_id":"a", "version": 3, "place": {"b":[1,null,"ü"], "a":true} }"#));
+        assert!(simple(
+            r#"{ "mobile_id":"a", "version": 3, "place": {"b":[1,null,"ü"], "a":true} }"#
+        ));
         for careful in [
             r#"{"a":1.0}"#,
             r#"{"a":-0}"#,

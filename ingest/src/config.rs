@@ -16,7 +16,8 @@ pub struct IngestConfig {
     pub delivery_timeout: Duration,
     /// For how long a key and its answer are kept.
     pub key_ttl: Duration,
-    /// How long Postgres may take for one statement before a batch goes on without it.
+    /// How long Postgres may take for one statement before a batch goes on without it. A refused connection is known at
+    /// once; this is for one that hangs, and long enough that a busy Postgres is not taken for one that is away.
     pub claim_timeout: Duration,
     /// Bytes of bodies being worked on at once, each batch counted with 32 KiB at least; beyond that, 503.
     pub in_flight_bytes: usize,
@@ -31,7 +32,7 @@ impl Default for IngestConfig {
             lease: Duration::from_secs(10),
             delivery_timeout: Duration::from_secs(10),
             key_ttl: Duration::from_secs(24 * 3600),
-            claim_timeout: Duration::from_millis(500),
+            claim_timeout: Duration::from_secs(3),
             in_flight_bytes: 32 << 20,
             backlog_bytes: 16 << 20,
         }

@@ -69,13 +69,25 @@ pub(super) async fn measure(ground: &Ground, size: Size, report: &mut Report) ->
 }
 
 /// The same records by a bare producer.
-async fn beside(site: &Site<'_>, records: Arc<Vec<Vec<Record>>>, round: usize, rates: &mut Rates) -> Result<()> {
+async fn beside(
+    site: &Site<'_>,
+    records: Arc<Vec<Vec<Record>>>,
+    round: usize,
+    rates: &mut Rates,
+) -> Result<()> {
     let (kafka, topic) = (site.kafka(), site.topic(OTHER_TOPIC));
     let items = records.iter().map(Vec::len).sum::<usize>() as f64;
     let bytes = |of: fn(&Record) -> usize| records.iter().flatten().map(of).sum::<usize>() as f64 / items;
-    (rates.value_bytes, rates.header_bytes) = (bytes(|record| record.value.len()), bytes(Record::header_bytes));
+    (rates.value_bytes, rates.header_bytes) =
+        (bytes(|record| record.value.len()), bytes(Record::header_bytes));
     let what = |linger: u32| format!("(a) round {round}: bare producer, linger {linger} ms");
-    let elapsed = during(&what(0), items as u64, || 0, log::produce(&kafka, &topic, &records, 0)).await?;
+    let elapsed = during(
+        &what(0),
+        items as u64,
+        || 0,
+        log::produce(&kafka, &topic, &records, 0),
+    )
+    .await?;
     rates.bare.push(items / elapsed.as_secs_f64());
     for (linger, rates) in LINGERS.into_iter().zip(&mut rates.lingering) {
         let work = log::produce(&kafka, &topic, &records, linger);
@@ -102,7 +114,10 @@ fn tell(rates: &Rates, report: &mut Report) {
         what: "the same".into(),
         value: gateway,
         unit: "/s",
-        beside: Some(Beside::rate(&format!("bare producer, its best linger ({linger} ms)"), best)),
+        beside: Some(Beside::rate(
+            &format!("bare producer, its best linger ({linger} ms)"),
+            best,
+        )),
         aim: None,
     });
     report.note(format!(

@@ -36,8 +36,16 @@ pub(super) struct Memory {
 
 impl Child {
     /// Starts a command. Nothing but `settings` reaches it: no settings file, no variable of whoever runs the bench.
-    pub(super) async fn start(exe: &Path, dir: &Path, command: &str, settings: &[(&str, &str)]) -> Result<Self> {
-        let (lock, log) = (dir.join(format!("{command}.lock")), dir.join(format!("{command}.log")));
+    pub(super) async fn start(
+        exe: &Path,
+        dir: &Path,
+        command: &str,
+        settings: &[(&str, &str)],
+    ) -> Result<Self> {
+        let (lock, log) = (
+            dir.join(format!("{command}.lock")),
+            dir.join(format!("{command}.log")),
+        );
         let output = File::create(&log).with_context(|| format!("cannot write {}", log.display()))?;
         let mut guard = Command::new(exe);
         guard.current_dir(dir);
@@ -47,20 +55,50 @@ impl Child {
             }
         }
         guard.envs(settings.iter().copied());
-        guard.args(["__guard", "--signal", "TERM", "--deadline", STOP_SECONDS, "--lock"]);
-        guard.arg(&lock).arg("--dir").arg(dir).arg("--").arg(exe).arg(command);
-        guard.stdin(Stdio::piped()).stdout(output.try_clone()?).stderr(output).process_group(0);
-        let mut guard = guard.spawn().with_context(|| format!("cannot run {}", exe.display()))?;
+        guard.args([
+            "__guard",
+            "--signal",
+            "TERM",
+            "--deadline",
+            STOP_SECONDS,
+            "--lock",
+        ]);
+        guard
+            .arg(&lock)
+            .arg("--dir")
+            .arg(dir)
+            .arg("--")
+            .arg(exe)
+            .arg(command);
+        guard
+            .stdin(Stdio::piped())
+            .stdout(output.try_clone()?)
+            .stderr(output)
+            .process_group(0);
+        let mut guard = guard
+            .spawn()
+            .with_context(|| format!("cannot run {}", exe.display()))?;
         // Out of the child's hands, since waiting for a child closes its stdin.
         let leash = guard.stdin.take();
-        Ok(Self { command: command.to_owned(), guard, leash, lock, log, at_rest: None })
+        Ok(Self {
+            command: command.to_owned(),
+            guard,
+            leash,
+            lock,
+            log,
+            at_rest: None,
+        })
     }
 
     /// An error once it has ended.
     pub(super) fn alive(&mut self) -> Result<()> {
         match self.guard.try_wait()? {
             None => Ok(()),
-            Some(status) => bail!("`tidelog {}` ended ({status}): {}", self.command, self.last_words()),
+            Some(status) => bail!(
+                "`tidelog {}` ended ({status}): {}",
+                self.command,
+                self.last_words()
+            ),
         }
     }
 
@@ -68,7 +106,11 @@ impl Child {
     pub(super) async fn finish(mut self) -> Result<()> {
         let status = self.guard.wait().await?;
         if !status.success() {
-            bail!("`tidelog {}` failed ({status}): {}", self.command, self.last_words());
+            bail!(
+                "`tidelog {}` failed ({status}): {}",
+                self.command,
+                self.last_words()
+            );
         }
         Ok(())
     }
@@ -106,15 +148,27 @@ impl Child {
     pub(super) fn cpu(&self) -> Result<f64> {
         let stat = std::fs::read_to_string(format!("/proc/{}/stat", self.pid()?))?;
         // The second field is the program's name, which may hold anything but ends with the last ')'.
-        let fields: Vec<&str> = stat.rsplit_once(')').map_or("", |(_, rest)| rest).split_whitespace().collect();
-        let ticks = |at: usize| fields.get(at).and_then(|field| field.parse::<f64>().ok()).unwrap_or_default();
+        let fields: Vec<&str> = stat
+            .rsplit_once(')')
+            .map_or("", |(_, rest)| rest)
+            .split_whitespace()
+            .collect();
+        let ticks = |at: usize| {
+            fields
+                .get(at)
+                .and_then(|field| field.parse::<f64>().ok())
+                .unwrap_or_default()
+        };
         Ok((ticks(11) + ticks(12)) / TICKS)
     }
 
     fn status(&self, name: &str) -> Result<u64> {
         let status = std::fs::read_to_string(format!("/proc/{}/status", self.pid()?))
             .context("memory is read from /proc, so this runs on Linux only")?;
-        let line = status.lines().find_map(|line| line.strip_prefix(name)).unwrap_or_default();
+        let line = status
+            .lines()
+            .find_map(|line| line.strip_prefix(name))
+            .unwrap_or_default();
         let kilobytes: u64 = line.trim().trim_end_matches(" kB").parse().unwrap_or_default();
         Ok(kilobytes * 1024)
     }
@@ -122,6 +176,8 @@ impl Child {
     /// The command's own process, which the guard names in the lock file.
     fn pid(&self) -> Result<u32> {
         let text = std::fs::read_to_string(&self.lock).unwrap_or_default();
-        text.trim().parse().with_context(|| format!("`tidelog {}` does not run", self.command))
+        text.trim()
+            .parse()
+            .with_context(|| format!("`tidelog {}` does not run", self.command))
     }
 }

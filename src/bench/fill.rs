@@ -87,7 +87,9 @@ pub(super) async fn fill(ground: &Ground, site: &Site<'_>, rows: i64, tenants: i
     // One connection fills the rows while the other fills the feed.
     let (client, other) = (connect(site).await?, connect(site).await?);
     phrases(ground, &client).await?;
-    let log = LOG.replace("$TENANTS", &tenants.to_string()).replace("$ROWS", &format!("{rows}::bigint"));
+    let log = LOG
+        .replace("$TENANTS", &tenants.to_string())
+        .replace("$ROWS", &format!("{rows}::bigint"));
     client.batch_execute(&log).await.map_err(plain)?;
     client
         .batch_execute("CREATE UNIQUE INDEX ON bench_log (seq); ANALYZE bench_log, bench_phrases")
@@ -105,10 +107,22 @@ pub(super) async fn fill(ground: &Ground, site: &Site<'_>, rows: i64, tenants: i
     };
     // Each of the three statements goes once through all events.
     let told = || (done.get() * rows / (3 * events)) as u64;
-    during(&format!("(d) filling tables of {tenants} tenants with rows"), rows as u64, told, filling).await?;
-    client.execute(POSITIONS, &[&site.topic(TOPIC)]).await.map_err(plain)?;
+    during(
+        &format!("(d) filling tables of {tenants} tenants with rows"),
+        rows as u64,
+        told,
+        filling,
+    )
+    .await?;
+    client
+        .execute(POSITIONS, &[&site.topic(TOPIC)])
+        .await
+        .map_err(plain)?;
     // As autovacuum would, but before the measuring.
-    for sql in ["DROP TABLE bench_log, bench_phrases", "VACUUM (ANALYZE) helpdesk, helpdesk_changes"] {
+    for sql in [
+        "DROP TABLE bench_log, bench_phrases",
+        "VACUUM (ANALYZE) helpdesk, helpdesk_changes",
+    ] {
         client.batch_execute(sql).await.map_err(plain)?;
     }
     ground.settle().await
@@ -116,7 +130,10 @@ pub(super) async fn fill(ground: &Ground, site: &Site<'_>, rows: i64, tenants: i
 
 async fn connect(site: &Site<'_>) -> Result<Client> {
     let client = site.connect().await?;
-    client.batch_execute("SET synchronous_commit = off; SET jit = off").await.map_err(plain)?;
+    client
+        .batch_execute("SET synchronous_commit = off; SET jit = off")
+        .await
+        .map_err(plain)?;
     Ok(client)
 }
 

@@ -13,9 +13,9 @@ use tokio::runtime::Handle;
 use tokio::task::JoinSet;
 
 use super::ground::Site;
+use super::log::quiet;
 use super::log::{Counting, Record, producer};
 use super::tables::{Chunk, Shape, Writer};
-use super::log::quiet;
 
 /// Batches before the measuring, for each phone.
 const WARM_UP: usize = 5;
@@ -26,7 +26,12 @@ const PATIENCE: Duration = Duration::from_secs(20);
 pub(super) type Work = Vec<(Vec<Record>, Chunk)>;
 
 /// Takes all batches from producing to the commit, so many at once, and tells how long each took.
-pub(super) async fn measure(site: &Site<'_>, topic: &str, work: Work, phones: usize) -> Result<Vec<Duration>> {
+pub(super) async fn measure(
+    site: &Site<'_>,
+    topic: &str,
+    work: Work,
+    phones: usize,
+) -> Result<Vec<Duration>> {
     let (producer, _) = producer(&site.kafka(), 0)?;
     let producer = Arc::new(producer);
     let mut shares: Vec<Work> = (0..phones).map(|_| Work::new()).collect();

@@ -57,7 +57,10 @@ impl Ground {
     pub(super) async fn clear(&self) -> Result<()> {
         let client = self.connect("public").await?;
         let schemas = client
-            .query("SELECT nspname::text FROM pg_namespace WHERE nspname LIKE 'bench\\_%'", &[])
+            .query(
+                "SELECT nspname::text FROM pg_namespace WHERE nspname LIKE 'bench\\_%'",
+                &[],
+            )
             .await
             .map_err(plain)?;
         for row in schemas {
@@ -83,7 +86,12 @@ impl Ground {
             database_url: Secret::new(url.to_owned()),
             schema: schema.to_owned(),
         };
-        database::connect(&database::config(&settings, "bench", &[("statement_timeout", "0")])?).await
+        database::connect(&database::config(
+            &settings,
+            "bench",
+            &[("statement_timeout", "0")],
+        )?)
+        .await
     }
 
     /// Writes out what Postgres has in memory, so that what is measured next does not pay for what was before.
@@ -111,7 +119,10 @@ impl Ground {
     pub(super) async fn make_topic(&self, name: &str, partitions: i32) -> Result<String> {
         let name = format!("bench-{}-{name}", self.run);
         let topic = NewTopic::new(&name, partitions, TopicReplication::Fixed(1));
-        let made = self.admin()?.create_topics([&topic], &AdminOptions::new()).await?;
+        let made = self
+            .admin()?
+            .create_topics([&topic], &AdminOptions::new())
+            .await?;
         made.into_iter()
             .collect::<Result<Vec<_>, _>>()
             .map_err(|(_, code)| anyhow::anyhow!("cannot make the topic {name}: {code}"))?;
@@ -120,7 +131,12 @@ impl Ground {
 
     pub(super) async fn delete_topics(&self, prefix: &str) -> Result<()> {
         let metadata = Cluster::new(&self.kafka(""), "bench")?.metadata().await?;
-        let topics: Vec<&str> = metadata.topics.keys().map(String::as_str).filter(|t| t.starts_with(prefix)).collect();
+        let topics: Vec<&str> = metadata
+            .topics
+            .keys()
+            .map(String::as_str)
+            .filter(|t| t.starts_with(prefix))
+            .collect();
         if !topics.is_empty() {
             self.admin()?.delete_topics(&topics, &AdminOptions::new()).await?;
         }
@@ -128,7 +144,9 @@ impl Ground {
     }
 
     fn admin(&self) -> Result<AdminClient<DefaultClientContext>> {
-        quiet(&self.kafka("")).create().context("cannot make a Kafka client")
+        quiet(&self.kafka(""))
+            .create()
+            .context("cannot make a Kafka client")
     }
 
     /// A bearer token.
@@ -187,7 +205,9 @@ impl Site<'_> {
     /// Starts a gateway and waits until it is ready.
     pub(super) async fn gateway(&self) -> Result<(Child, SocketAddr)> {
         let address = TcpListener::bind((Ipv4Addr::LOCALHOST, 0))?.local_addr()?;
-        let mut child = self.start_with("ingest", &[("TIDELOG_LISTEN", &address.to_string())]).await?;
+        let mut child = self
+            .start_with("ingest", &[("TIDELOG_LISTEN", &address.to_string())])
+            .await?;
         let began = tokio::time::Instant::now();
         loop {
             child.alive()?;
@@ -215,10 +235,19 @@ impl Site<'_> {
         let client = self.connect().await?;
         let began = tokio::time::Instant::now();
         let sql = "SELECT count(*) FROM positions WHERE topic = $1 AND owner IS NOT NULL";
-        while client.query_one(sql, &[&topic]).await.map_err(plain)?.get::<_, i64>(0) < partitions {
+        while client
+            .query_one(sql, &[&topic])
+            .await
+            .map_err(plain)?
+            .get::<_, i64>(0)
+            < partitions
+        {
             projector.alive()?;
             if began.elapsed() > READY {
-                bail!("the projector has no partitions after {READY:?}: {}", projector.last_words());
+                bail!(
+                    "the projector has no partitions after {READY:?}: {}",
+                    projector.last_words()
+                );
             }
             tokio::time::sleep(Duration::from_millis(50)).await;
         }
@@ -229,9 +258,17 @@ impl Site<'_> {
     pub(super) async fn ends(&self, topic: &str) -> Result<Vec<(i32, i64)>> {
         let cluster = Cluster::new(&self.kafka(), "bench")?;
         let metadata = cluster.metadata().await?;
-        let found = metadata.topics.get(topic).with_context(|| format!("there is no topic {topic}"))?;
-        let at = |&partition: &i32| TopicPartition { topic: topic.to_owned(), partition };
-        let ends = cluster.end_offsets(found.replicas.keys().map(at).collect()).await?;
+        let found = metadata
+            .topics
+            .get(topic)
+            .with_context(|| format!("there is no topic {topic}"))?;
+        let at = |&partition: &i32| TopicPartition {
+            topic: topic.to_owned(),
+            partition,
+        };
+        let ends = cluster
+            .end_offsets(found.replicas.keys().map(at).collect())
+            .await?;
         Ok(ends.into_iter().map(|(at, end)| (at.partition, end)).collect())
     }
 
@@ -243,5 +280,8 @@ impl Site<'_> {
 }
 
 async fn drop_schema(client: &Client, name: &str) -> Result<()> {
-    client.batch_execute(&format!("DROP SCHEMA \"{name}\" CASCADE")).await.map_err(plain)
+    client
+        .batch_execute(&format!("DROP SCHEMA \"{name}\" CASCADE"))
+        .await
+        .map_err(plain)
 }

@@ -50,14 +50,23 @@ impl Record {
 
     /// Bytes of all headers, names included.
     pub(super) fn header_bytes(&self) -> usize {
-        self.headers.iter().map(|(name, value)| name.len() + value.len()).sum()
+        self.headers
+            .iter()
+            .map(|(name, value)| name.len() + value.len())
+            .sum()
     }
 
     fn batch(&self) -> (&[u8], usize) {
-        let place = self.headers.iter().find(|(name, _)| name == "ce_batch").map(|(_, value)| value.as_slice());
+        let place = self
+            .headers
+            .iter()
+            .find(|(name, _)| name == "ce_batch")
+            .map(|(_, value)| value.as_slice());
         let place = place.unwrap_or_default();
         let slash = place.iter().position(|byte| *byte == b'/').unwrap_or(place.len());
-        let index = std::str::from_utf8(&place[slash..]).unwrap_or_default().trim_start_matches('/');
+        let index = std::str::from_utf8(&place[slash..])
+            .unwrap_or_default()
+            .trim_start_matches('/');
         (&place[..slash], index.parse().unwrap_or_default())
     }
 
@@ -70,9 +79,15 @@ impl Record {
     ) -> Result<(), KafkaError> {
         let mut headers = OwnedHeaders::new_with_capacity(self.headers.len());
         for (key, value) in &self.headers {
-            headers = headers.insert(Header { key, value: Some(value) });
+            headers = headers.insert(Header {
+                key,
+                value: Some(value),
+            });
         }
-        let mut record = BaseRecord::to(topic).key(&self.key).payload(&self.value).headers(headers);
+        let mut record = BaseRecord::to(topic)
+            .key(&self.key)
+            .payload(&self.value)
+            .headers(headers);
         record.partition = partition;
         producer.send(record).map_err(|(error, _)| error)
     }
@@ -101,7 +116,10 @@ pub(super) async fn read(
     records.sort_by(|one, other| one.batch().cmp(&other.batch()));
     let mut batches: Vec<Vec<Record>> = Vec::with_capacity(expected / BATCH);
     for record in records {
-        match batches.last_mut().filter(|batch| batch[0].batch().0 == record.batch().0) {
+        match batches
+            .last_mut()
+            .filter(|batch| batch[0].batch().0 == record.batch().0)
+        {
             Some(batch) => batch.push(record),
             None => batches.push(vec![record]),
         }
@@ -143,7 +161,10 @@ impl ProducerContext for Counting {
 }
 
 /// A producer that gives the promises of the gateway's: idempotent, every replica, the same partition for a key.
-pub(super) fn producer(kafka: &KafkaSettings, linger_ms: u32) -> Result<(ThreadedProducer<Counting>, Counting)> {
+pub(super) fn producer(
+    kafka: &KafkaSettings,
+    linger_ms: u32,
+) -> Result<(ThreadedProducer<Counting>, Counting)> {
     let mut config = quiet(kafka);
     config
         .set("enable.idempotence", "true")
@@ -152,7 +173,9 @@ pub(super) fn producer(kafka: &KafkaSettings, linger_ms: u32) -> Result<(Threade
         .set("partitioner", "murmur2_random")
         .set("linger.ms", linger_ms.to_string());
     let counting = Counting::default();
-    let producer = config.create_with_context(counting.clone()).context("cannot make a Kafka producer")?;
+    let producer = config
+        .create_with_context(counting.clone())
+        .context("cannot make a Kafka producer")?;
     Ok((producer, counting))
 }
 
@@ -183,7 +206,10 @@ pub(super) async fn produce(
         producer.flush(SILENCE)?;
         let elapsed = began.elapsed();
         let expected = records.iter().map(Vec::len).sum::<usize>() + BATCH;
-        let (good, bad) = (counting.0.good.load(Ordering::Relaxed), counting.0.bad.load(Ordering::Relaxed));
+        let (good, bad) = (
+            counting.0.good.load(Ordering::Relaxed),
+            counting.0.bad.load(Ordering::Relaxed),
+        );
         if bad > 0 || good != expected as u64 {
             bail!("the bare producer delivered {good} records of {expected}");
         }

@@ -181,7 +181,9 @@ pub(crate) async fn run(args: BenchArgs) -> Result<()> {
 /// A look at some of it does not replace the table of a full run, unless it is told to.
 fn output_file(args: &BenchArgs) -> Option<PathBuf> {
     let full = args.only.is_empty() && !args.quick;
-    args.output_file.clone().or_else(|| full.then(|| DEFAULT_FILE.into()))
+    args.output_file
+        .clone()
+        .or_else(|| full.then(|| DEFAULT_FILE.into()))
 }
 
 /// The data folder, ours alone while the lock lives.
@@ -190,7 +192,10 @@ fn folder(given: &Path) -> Result<(PathBuf, Lock)> {
     let dir = given.canonicalize()?;
     match Lock::try_take(&dir.join("lock"))? {
         Some(lock) => Ok((dir, lock)),
-        None => bail!("another `tidelog bench` runs in {}: choose another --data-dir", given.display()),
+        None => bail!(
+            "another `tidelog bench` runs in {}: choose another --data-dir",
+            given.display()
+        ),
     }
 }
 
@@ -207,9 +212,17 @@ async fn measure(ground: &Ground, args: &BenchArgs, report: &mut Report) -> Resu
     for (at, part) in parts.iter().enumerate() {
         let left: u64 = parts[at..].iter().map(|part| part.expected_seconds()).sum();
         // By how this machine did so far.
-        let pace = if expected > 0 { spent / expected as f64 } else { 1.0 };
+        let pace = if expected > 0 {
+            spent / expected as f64
+        } else {
+            1.0
+        };
         let minutes = (left as f64 * pace / 60.0 / if args.quick { 5.0 } else { 1.0 }).ceil();
-        eprintln!("({part:?}) {} of {}, about {minutes} min left in all", at + 1, parts.len());
+        eprintln!(
+            "({part:?}) {} of {}, about {minutes} min left in all",
+            at + 1,
+            parts.len()
+        );
         match part {
             Part::A => accept::measure(ground, size, report).await,
             Part::B => project::measure(ground, size, report).await,

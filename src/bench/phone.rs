@@ -57,7 +57,11 @@ impl Phone {
         Ok(Self { sender, host })
     }
 
-    pub(super) async fn get(&mut self, path: &str, bearer: Option<&HeaderValue>) -> Result<(StatusCode, Bytes)> {
+    pub(super) async fn get(
+        &mut self,
+        path: &str,
+        bearer: Option<&HeaderValue>,
+    ) -> Result<(StatusCode, Bytes)> {
         let mut request = Request::get(path).header(HOST, &self.host);
         if let Some(bearer) = bearer {
             request = request.header(AUTHORIZATION, bearer);
@@ -127,7 +131,11 @@ pub(super) async fn post_all(
 }
 
 fn check(wait: Wait, status: StatusCode, body: &Bytes) -> Result<()> {
-    let expected = if wait == Wait::No { StatusCode::ACCEPTED } else { StatusCode::OK };
+    let expected = if wait == Wait::No {
+        StatusCode::ACCEPTED
+    } else {
+        StatusCode::OK
+    };
     let answer: serde_json::Value = serde_json::from_slice(body).context("an answer is no JSON")?;
     let synced = answer["synced_items"].as_array().map_or(0, Vec::len);
     let whole = wait == Wait::No || synced == super::tickets::BATCH;

@@ -44,7 +44,11 @@ fn line(what: &str, total: u64, done: u64, elapsed: Duration) -> String {
     }
     let rate = done as f64 / so_far.max(0.001);
     let left = total.saturating_sub(done) as f64 / rate;
-    format!("  {what}: {} of {total_shown} ({}/s, {left:.0} s left)", grouped(done as f64), grouped(rate))
+    format!(
+        "  {what}: {} of {total_shown} ({}/s, {left:.0} s left)",
+        grouped(done as f64),
+        grouped(rate)
+    )
 }
 
 fn say(terminal: bool, line: &str, last: bool) {
@@ -85,6 +89,9 @@ mod tests {
     fn the_time_left_follows_from_the_rate() {
         let text = line("posting", 1000, 250, Duration::from_secs(1));
         assert_eq!(text, "  posting: 250 of 1,000 (250/s, 3 s left)");
-        assert_eq!(line("posting", 1000, 0, Duration::from_secs(2)), "  posting: 1,000, 2 s so far");
+        assert_eq!(
+            line("posting", 1000, 0, Duration::from_secs(2)),
+            "  posting: 1,000, 2 s so far"
+        );
     }
 }

@@ -58,7 +58,10 @@ pub(super) async fn measure(ground: &Ground, size: Size, report: &mut Report) ->
         let (postings, known) = tickets.creates(size.projected_batches);
         project(&site, postings, round, "creates", &mut creates, report).await?;
         let chunks = tables::read(&site.connect().await?, 1, CHUNK).await?;
-        ensure!(tables::rows(&chunks) == size.projected_batches * BATCH, "not every item became a row and a change");
+        ensure!(
+            tables::rows(&chunks) == size.projected_batches * BATCH,
+            "not every item became a row and a change"
+        );
         for shape in [Shape::Copy, Shape::Insert] {
             tables::empty(&alone.connect().await?).await?;
             write_alone(&alone, &chunks, shape, round, &mut creates).await?;
@@ -66,7 +69,10 @@ pub(super) async fn measure(ground: &Ground, size: Size, report: &mut Report) ->
         let postings = tickets.updates(&known);
         project(&site, postings, round, "updates", &mut updates, report).await?;
         let chunks = tables::read(&site.connect().await?, 2, CHUNK).await?;
-        ensure!(tables::rows(&chunks) == size.projected_batches * BATCH, "not every change was applied");
+        ensure!(
+            tables::rows(&chunks) == size.projected_batches * BATCH,
+            "not every change was applied"
+        );
         write_alone(&alone, &chunks, Shape::Update, round, &mut updates).await?;
         site.discard().await?;
         alone.discard().await?;
@@ -154,7 +160,11 @@ async fn follow(
 
 async fn applied(client: &Client, topic: &str) -> Result<i64> {
     let sql = "SELECT coalesce(sum(next_offset), 0)::bigint FROM positions WHERE topic = $1";
-    Ok(client.query_one(sql, &[&topic]).await.map_err(crate::database::plain)?.get(0))
+    Ok(client
+        .query_one(sql, &[&topic])
+        .await
+        .map_err(crate::database::plain)?
+        .get(0))
 }
 
 async fn write_alone(
@@ -182,7 +192,9 @@ fn name(shape: Shape) -> &'static str {
 }
 
 fn tell(what: &str, kind: &Kind, report: &mut Report) {
-    let beside = kind.best().map(|(shape, rate)| Beside::rate(&format!("Postgres alone, {}", name(shape)), rate));
+    let beside = kind
+        .best()
+        .map(|(shape, rate)| Beside::rate(&format!("Postgres alone, {}", name(shape)), rate));
     report.figure(Figure {
         part: "b",
         what: what.into(),

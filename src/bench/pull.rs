@@ -55,14 +55,21 @@ async fn pulls(site: &Site<'_>, tenants: usize, count: usize, report: &mut Repor
     let mut cursors = Vec::new();
     for tenant in &tenants {
         let (_, _, page) = pull(&mut phone, BEGINNING, tenant).await?;
-        cursors.push(page["cursor"].as_str().context("a page without a cursor")?.to_owned());
+        cursors.push(
+            page["cursor"]
+                .as_str()
+                .context("a page without a cursor")?
+                .to_owned(),
+        );
     }
     let after = |limit| move |cursor: &str| format!("cursor={cursor}&limit={limit}");
     let first = |_: &str| "limit=1000".to_owned();
     let mut pulls = Pulls::default();
     let what = format!("(d) pulling, {} tenants", 2 * tenants.len());
     let work = async {
-        pulls.changes_100 = timed(&mut phone, &tenants, &cursors, after(100), 100, count).await?.0;
+        pulls.changes_100 = timed(&mut phone, &tenants, &cursors, after(100), 100, count)
+            .await?
+            .0;
         (pulls.changes_1000, pulls.bytes_1000) =
             timed(&mut phone, &tenants, &cursors, after(1000), 1000, count).await?;
         pulls.first_1000 = timed(&mut phone, &tenants, &cursors, first, 1000, count).await?.0;
@@ -99,7 +106,9 @@ async fn timed(
 
 async fn pull(phone: &mut Phone, query: &str, bearer: &HeaderValue) -> Result<(Duration, usize, Value)> {
     let asked = Instant::now();
-    let (status, body) = phone.get(&format!("/api/v1/helpdesk/changes?{query}"), Some(bearer)).await?;
+    let (status, body) = phone
+        .get(&format!("/api/v1/helpdesk/changes?{query}"), Some(bearer))
+        .await?;
     let took = asked.elapsed();
     let page: Value = serde_json::from_slice(&body)?;
     ensure!(status == StatusCode::OK, "the gateway answered {status}: {page}");
@@ -108,7 +117,11 @@ async fn pull(phone: &mut Phone, query: &str, bearer: &HeaderValue) -> Result<(D
 
 fn tell(size: Size, small: &Pulls, large: &Pulls, report: &mut Report) {
     let (rows, tenants) = size.large_fill;
-    let beside = format!("{} rows, {} tenants", grouped(size.small_fill.0 as f64), grouped(size.small_fill.1 as f64));
+    let beside = format!(
+        "{} rows, {} tenants",
+        grouped(size.small_fill.0 as f64),
+        grouped(size.small_fill.1 as f64)
+    );
     let mut figure = |what: String, percent, large: &[Duration], small: &[Duration], aim| {
         report.figure(Figure {
             part: "d",
@@ -119,12 +132,40 @@ fn tell(size: Size, small: &Pulls, large: &Pulls, report: &mut Report) {
             aim,
         });
     };
-    let from = format!("from {} rows of {} tenants", grouped(rows as f64), grouped(tenants as f64));
-    figure(format!("pull of 100 changes {from}: p50"), 50.0, &large.changes_100, &small.changes_100, None);
+    let from = format!(
+        "from {} rows of {} tenants",
+        grouped(rows as f64),
+        grouped(tenants as f64)
+    );
+    figure(
+        format!("pull of 100 changes {from}: p50"),
+        50.0,
+        &large.changes_100,
+        &small.changes_100,
+        None,
+    );
     let aim = Some(Aim::AtMost(10.0));
-    figure("pull of 1000 changes: p50".into(), 50.0, &large.changes_1000, &small.changes_1000, aim);
-    figure("pull of 1000 changes: p99".into(), 99.0, &large.changes_1000, &small.changes_1000, None);
-    figure("first sync, page of 1000: p50".into(), 50.0, &large.first_1000, &small.first_1000, None);
+    figure(
+        "pull of 1000 changes: p50".into(),
+        50.0,
+        &large.changes_1000,
+        &small.changes_1000,
+        aim,
+    );
+    figure(
+        "pull of 1000 changes: p99".into(),
+        99.0,
+        &large.changes_1000,
+        &small.changes_1000,
+        None,
+    );
+    figure(
+        "first sync, page of 1000: p50".into(),
+        50.0,
+        &large.first_1000,
+        &small.first_1000,
+        None,
+    );
     report.note(format!(
         "(d) One keep-alive connection, {} pulls of each kind, each by another tenant than the one before; a page of 1000 \
          is {:.0} kB of JSON, not compressed. The tables are filled by SQL as the projector fills them: tenants' records \

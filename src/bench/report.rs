@@ -49,11 +49,19 @@ pub(super) enum Aim {
 
 impl Beside {
     pub(super) fn rate(what: &str, value: f64) -> Self {
-        Self { what: what.to_owned(), value, rate: true }
+        Self {
+            what: what.to_owned(),
+            value,
+            rate: true,
+        }
     }
 
     pub(super) fn time(what: &str, value: f64) -> Self {
-        Self { what: what.to_owned(), value, rate: false }
+        Self {
+            what: what.to_owned(),
+            value,
+            rate: false,
+        }
     }
 }
 
@@ -80,7 +88,9 @@ impl Figure {
             Some(Aim::AtMost(most)) => format!("≤ {most}{}", self.unit),
             None => String::new(),
         };
-        let met = self.met().map_or("", |met| if met { ": met" } else { ": missed" });
+        let met = self
+            .met()
+            .map_or("", |met| if met { ": met" } else { ": missed" });
         [
             format!("({}) {}", self.part, self.what),
             shown(self.value),
@@ -123,7 +133,11 @@ impl Machine {
             cores: std::thread::available_parallelism().map_or(1, usize::from),
             memory_bytes: kilobytes * 1024,
             system: format!("{} on {}", std::env::consts::OS, std::env::consts::ARCH),
-            load_before: load.split(' ').next().and_then(|text| text.parse().ok()).unwrap_or_default(),
+            load_before: load
+                .split(' ')
+                .next()
+                .and_then(|text| text.parse().ok())
+                .unwrap_or_default(),
             software: Vec::new(),
         }
     }
@@ -154,9 +168,18 @@ pub(super) struct Report {
 impl Report {
     pub(super) fn new(machine: Machine, quick: bool) -> Self {
         if machine.load_before > 0.3 * machine.cores as f64 {
-            eprintln!("warning: this machine is busy (load average {:.1}): figures will be worse", machine.load_before);
+            eprintln!(
+                "warning: this machine is busy (load average {:.1}): figures will be worse",
+                machine.load_before
+            );
         }
-        Self { machine, quick, figures: Vec::new(), memory: Vec::new(), notes: Vec::new() }
+        Self {
+            machine,
+            quick,
+            figures: Vec::new(),
+            memory: Vec::new(),
+            notes: Vec::new(),
+        }
     }
 
     pub(super) fn is_empty(&self) -> bool {
@@ -190,10 +213,17 @@ impl Report {
     /// Notes what the stack is made of.
     pub(super) async fn note_stack(&mut self, ground: &Ground) -> Result<()> {
         let client = ground.connect("public").await?;
-        let version: String = client.query_one("SHOW server_version", &[]).await.map_err(plain)?.get(0);
+        let version: String = client
+            .query_one("SHOW server_version", &[])
+            .await
+            .map_err(plain)?
+            .get(0);
         let version = version.split(' ').next().unwrap_or_default();
         let pom = include_str!("../../deploy/kafka/pom.xml");
-        let kafka = pom.split_once("<version>").and_then(|(_, rest)| rest.split_once('-')).map_or("", |(v, _)| v);
+        let kafka = pom
+            .split_once("<version>")
+            .and_then(|(_, rest)| rest.split_once('-'))
+            .map_or("", |(v, _)| v);
         let (_, librdkafka) = rdkafka::util::get_rdkafka_version();
         self.machine.software = vec![
             format!("Kafka {kafka} with one node"),
@@ -215,9 +245,18 @@ impl Report {
         self.memory
             .iter()
             .map(|process| {
-                let met = if process.peak_bytes <= MEMORY_AIM { "met" } else { "missed" };
+                let met = if process.peak_bytes <= MEMORY_AIM {
+                    "met"
+                } else {
+                    "missed"
+                };
                 let aim = format!("≤ {}: {met}", megabytes(MEMORY_AIM));
-                [format!("(e) {}", process.what), megabytes(process.at_rest_bytes), megabytes(process.peak_bytes), aim]
+                [
+                    format!("(e) {}", process.what),
+                    megabytes(process.at_rest_bytes),
+                    megabytes(process.peak_bytes),
+                    aim,
+                ]
             })
             .collect()
     }
@@ -242,7 +281,11 @@ impl Report {
         text.extend(self.rows().iter().map(|cells| line(cells)));
         text.push_str("\n| memory of each process | at rest | peak | aim |\n|---|--:|--:|---|\n");
         text.extend(self.memory_rows().iter().map(|cells| line(cells)));
-        let rounds = if self.quick { "A quick look, once each. " } else { "Medians of three rounds. " };
+        let rounds = if self.quick {
+            "A quick look, once each. "
+        } else {
+            "Medians of three rounds. "
+        };
         text.push_str(&format!("\n{rounds}{}\n", self.machine.text()));
         text.extend(self.notes.iter().map(|note| format!("\n- {note}\n")));
         text
@@ -273,7 +316,14 @@ mod tests {
 
     fn figure(value: f64, aim: Aim) -> Figure {
         let beside = Some(Beside::rate("alone", 100.0));
-        Figure { part: "a", what: "items".into(), value, unit: "/s", beside, aim: Some(aim) }
+        Figure {
+            part: "a",
+            what: "items".into(),
+            value,
+            unit: "/s",
+            beside,
+            aim: Some(aim),
+        }
     }
 
     #[test]
@@ -282,14 +332,20 @@ mod tests {
         assert_eq!(figure(49.0, Aim::Ratio(0.5)).met(), Some(false));
         assert_eq!(figure(49.0, Aim::AtMost(49.0)).met(), Some(true));
         let cells = figure(1234.0, Aim::Ratio(0.5)).cells();
-        assert_eq!(cells, ["(a) items", "1,234/s", "100/s", "alone", "12.34", "≥ 0.5: met"]);
+        assert_eq!(
+            cells,
+            ["(a) items", "1,234/s", "100/s", "alone", "12.34", "≥ 0.5: met"]
+        );
     }
 
     #[test]
     fn what_stands_around_the_table_stays() {
         let text = format!("# Benchmarks\n{BEGIN}\nold\n{END}\nwhy\n");
         let ours = format!("{BEGIN}\nnew\n{END}");
-        assert_eq!(replace(&text, &ours), Some(format!("# Benchmarks\n{BEGIN}\nnew\n{END}\nwhy\n")));
+        assert_eq!(
+            replace(&text, &ours),
+            Some(format!("# Benchmarks\n{BEGIN}\nnew\n{END}\nwhy\n"))
+        );
         assert_eq!(replace("# Benchmarks\n", &ours), None);
     }
 }

@@ -58,7 +58,13 @@ pub(super) async fn measure(ground: &Ground, size: Size, report: &mut Report) ->
             ground.settle().await?;
             let what = format!("(c) round {round}: the floor, {phones} at once");
             let items = (work.len() * BATCH) as u64;
-            let latencies = during(&what, items, || 0, floor::measure(&floor, &floor_topic, work, phones)).await?;
+            let latencies = during(
+                &what,
+                items,
+                || 0,
+                floor::measure(&floor, &floor_topic, work, phones),
+            )
+            .await?;
             match phones {
                 1 => figures.floor_one.note(&latencies),
                 _ => figures.floor_many.note(&latencies),
@@ -104,7 +110,9 @@ async fn served(
             figures.one.note(&latencies);
         } else {
             figures.many.note(&latencies);
-            figures.many_rate.push((batches * BATCH) as f64 / elapsed.as_secs_f64());
+            figures
+                .many_rate
+                .push((batches * BATCH) as f64 / elapsed.as_secs_f64());
         }
     }
     report.memory("gateway, (c)", gateway.memory()?);
@@ -120,7 +128,10 @@ async fn work(site: &Site<'_>, batches: usize) -> Result<Work> {
     records.truncate(batches);
     let mut chunks = tables::read(&site.connect().await?, 1, BATCH).await?;
     chunks.truncate(batches);
-    ensure!(records.len() == batches && chunks.len() == batches, "not every batch was projected");
+    ensure!(
+        records.len() == batches && chunks.len() == batches,
+        "not every batch was projected"
+    );
     Ok(records.into_iter().zip(chunks).collect())
 }
 
@@ -135,11 +146,27 @@ fn tell(figures: &Figures, report: &mut Report) {
             aim,
         });
     };
-    let Figures { one, many, floor_one, floor_many, .. } = figures;
-    figure("batch of 100 to its outcomes, one phone: p50", &one.p50, &floor_one.p50, Some(Aim::AtMost(15.0)));
+    let Figures {
+        one,
+        many,
+        floor_one,
+        floor_many,
+        ..
+    } = figures;
+    figure(
+        "batch of 100 to its outcomes, one phone: p50",
+        &one.p50,
+        &floor_one.p50,
+        Some(Aim::AtMost(15.0)),
+    );
     figure("one phone: p99", &one.p99, &floor_one.p99, None);
     figure("sixteen phones at once: p50", &many.p50, &floor_many.p50, None);
-    figure("sixteen phones at once: p99", &many.p99, &floor_many.p99, Some(Aim::AtMost(300.0)));
+    figure(
+        "sixteen phones at once: p99",
+        &many.p99,
+        &floor_many.p99,
+        Some(Aim::AtMost(300.0)),
+    );
     report.note(format!(
         "(c) Each phone posts its next batch as soon as it has all outcomes of the one before (200 with 100 outcomes, \
          each answer checked); sixteen at once so put through {} items/s. The floor is the same records and rows in one \

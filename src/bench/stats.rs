@@ -18,7 +18,9 @@ pub(super) fn percentile(values: &[Duration], percent: f64) -> f64 {
     let mut sorted = values.to_vec();
     sorted.sort();
     let rank = (percent / 100.0 * sorted.len() as f64).ceil() as usize;
-    sorted.get(rank.max(1) - 1).map_or(f64::NAN, |value| value.as_secs_f64() * 1000.0)
+    sorted
+        .get(rank.max(1) - 1)
+        .map_or(f64::NAN, |value| value.as_secs_f64() * 1000.0)
 }
 
 #[cfg(test)]
@@ -35,7 +37,10 @@ mod tests {
     #[test]
     fn percentiles_are_values_that_were_measured() {
         let values: Vec<Duration> = (1..=200).rev().map(Duration::from_millis).collect();
-        assert_eq!((percentile(&values, 50.0), percentile(&values, 99.0)), (100.0, 198.0));
+        assert_eq!(
+            (percentile(&values, 50.0), percentile(&values, 99.0)),
+            (100.0, 198.0)
+        );
         assert_eq!(percentile(&values[..1], 99.0), 200.0);
     }
 }

@@ -141,7 +141,10 @@ impl Chunk {
             ],
             copied: (
                 copied(rows, &[0, 1, 2, FALSE, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13])?,
-                copied(rows, &[0, 12, 13, 1, 2, 14, 15, 16, 4, 5, 8, 9, 17, 18, 19, 20, 21])?,
+                copied(
+                    rows,
+                    &[0, 12, 13, 1, 2, 14, 15, 16, 4, 5, 8, 9, 17, 18, 19, 20, 21],
+                )?,
             ),
             size: rows.len(),
         })
@@ -226,8 +229,15 @@ impl Writer {
     pub(super) async fn new(client: Client, shape: Shape, topic: &str) -> Result<Self> {
         client.batch_execute(PINNED).await.map_err(plain)?;
         let positions = "INSERT INTO positions (topic, partition) SELECT $1, generate_series(0, $2 - 1) ON CONFLICT DO NOTHING";
-        client.execute(positions, &[&topic, &(PARTITIONS as i32)]).await.map_err(plain)?;
-        let rows = if shape == Shape::Update { UPDATE_ROWS } else { INSERT_ROWS };
+        client
+            .execute(positions, &[&topic, &(PARTITIONS as i32)])
+            .await
+            .map_err(plain)?;
+        let rows = if shape == Shape::Update {
+            UPDATE_ROWS
+        } else {
+            INSERT_ROWS
+        };
         let statement = format!("{GIVEN}{rows}{INSERT_CHANGES} {}", moving(COLUMNS));
         Ok(Self {
             statement: client.prepare(&statement).await.map_err(plain)?,
@@ -242,7 +252,14 @@ impl Writer {
     pub(super) async fn write(&self, chunk: &Chunk) -> Result<()> {
         let moved = match self.shape {
             Shape::Copy => self.copy(chunk).await,
-            _ => self.client.execute(&self.statement, &self.parameters(chunk.columns.iter().chain(&chunk.moves))).await,
+            _ => {
+                self.client
+                    .execute(
+                        &self.statement,
+                        &self.parameters(chunk.columns.iter().chain(&chunk.moves)),
+                    )
+                    .await
+            }
         };
         let moved = moved.map_err(plain)?;
         if moved == 0 {
@@ -261,15 +278,20 @@ impl Writer {
             sink.close().await?;
         }
         let moves = self.parameters(chunk.moves.iter());
-        let (moved, committed) =
-            tokio::join!(client.execute(&self.moving, &moves), client.batch_execute("COMMIT"));
+        let (moved, committed) = tokio::join!(
+            client.execute(&self.moving, &moves),
+            client.batch_execute("COMMIT")
+        );
         committed?;
         moved
     }
 
     fn parameters<'a>(&'a self, columns: impl Iterator<Item = &'a Column>) -> Vec<&'a (dyn ToSql + Sync)> {
         let topic: &(dyn ToSql + Sync) = &self.topic;
-        columns.map(|column| column.as_ref() as &(dyn ToSql + Sync)).chain([topic]).collect()
+        columns
+            .map(|column| column.as_ref() as &(dyn ToSql + Sync))
+            .chain([topic])
+            .collect()
     }
 
     /// Writes all chunks one after the other.
@@ -277,14 +299,21 @@ impl Writer {
         // COPY takes the connection for itself.
         let ahead = if self.shape == Shape::Copy { 1 } else { AHEAD };
         let began = Instant::now();
-        stream::iter(chunks).map(|chunk| self.write(chunk)).buffered(ahead).try_collect::<()>().await?;
+        stream::iter(chunks)
+            .map(|chunk| self.write(chunk))
+            .buffered(ahead)
+            .try_collect::<()>()
+            .await?;
         Ok(began.elapsed())
     }
 }
 
 /// Empties the tables.
 pub(super) async fn empty(client: &Client) -> Result<()> {
-    client.batch_execute("TRUNCATE helpdesk, helpdesk_changes, positions").await.map_err(plain)
+    client
+        .batch_execute("TRUNCATE helpdesk, helpdesk_changes, positions")
+        .await
+        .map_err(plain)
 }
 
 /// Rows of the chunks together.

@@ -48,7 +48,10 @@ impl Person {
 
 /// The header that says who.
 pub(super) fn bearer(ground: &Ground, person: &Person) -> Result<HeaderValue> {
-    Ok(HeaderValue::from_str(&format!("Bearer {}", ground.token(person)?))?)
+    Ok(HeaderValue::from_str(&format!(
+        "Bearer {}",
+        ground.token(person)?
+    ))?)
 }
 
 /// Makes tickets.
@@ -82,8 +85,15 @@ impl Tickets {
     pub(super) fn creates(&mut self, batches: usize) -> (Vec<Posting>, Vec<Known>) {
         (0..batches)
             .map(|number| {
-                let known = Known { person: number % PEOPLE, ids: (0..BATCH).map(|_| self.uuid()).collect() };
-                let entries: Vec<String> = known.ids.iter().map(|id| self.create(*id, known.person)).collect();
+                let known = Known {
+                    person: number % PEOPLE,
+                    ids: (0..BATCH).map(|_| self.uuid()).collect(),
+                };
+                let entries: Vec<String> = known
+                    .ids
+                    .iter()
+                    .map(|id| self.create(*id, known.person))
+                    .collect();
                 (self.posting(known.person, &entries), known)
             })
             .unzip()
@@ -94,7 +104,11 @@ impl Tickets {
         known
             .iter()
             .map(|known| {
-                let entries: Vec<String> = known.ids.iter().map(|id| self.update(*id, known.person)).collect();
+                let entries: Vec<String> = known
+                    .ids
+                    .iter()
+                    .map(|id| self.update(*id, known.person))
+                    .collect();
                 self.posting(known.person, &entries)
             })
             .collect()
@@ -121,8 +135,15 @@ impl Tickets {
 
     fn posting(&self, person: usize, entries: &[String]) -> Posting {
         let (who, bearer) = &self.people[person];
-        let body = format!(r#"{{"client_id":"{}","entries":[{}]}}"#, who.device, entries.join(","));
-        Posting { bearer: bearer.clone(), body: Bytes::from(body) }
+        let body = format!(
+            r#"{{"client_id":"{}","entries":[{}]}}"#,
+            who.device,
+            entries.join(",")
+        );
+        Posting {
+            bearer: bearer.clone(),
+            body: Bytes::from(body),
+        }
     }
 
     /// So many words.
@@ -140,7 +161,12 @@ impl Tickets {
     /// A moment of the first months of 2026.
     fn time(&mut self) -> String {
         let (day, second) = (self.below(28) + 1, self.below(60));
-        format!("2026-{:02}-{day:02}T{:02}:{:02}:{second:02}Z", self.below(3) + 1, self.below(24), self.below(60))
+        format!(
+            "2026-{:02}-{day:02}T{:02}:{:02}:{second:02}Z",
+            self.below(3) + 1,
+            self.below(24),
+            self.below(60)
+        )
     }
 
     fn uuid(&mut self) -> Uuid {

@@ -45,7 +45,14 @@ async fn without_a_valid_token_it_is_401() {
     let secret = &deployment().jwt_secret;
     let good = token(secret, &tenant, "asha", None, Role::User, 60);
     let expired = token(secret, &tenant, "asha", None, Role::User, -60);
-    let forged = token("some other secret that is long enough", &tenant, "asha", None, Role::User, 60);
+    let forged = token(
+        "some other secret that is long enough",
+        &tenant,
+        "asha",
+        None,
+        Role::User,
+        60,
+    );
     let mut phone = Phone::new(deployment(), &tenant, "asha");
     let id = Uuid::new_v4();
     let paths = [
@@ -63,14 +70,26 @@ async fn without_a_valid_token_it_is_401() {
     ] {
         phone.bearer = bearer;
         for (method, path) in &paths {
-            let body = if *method == Method::POST { phone.batch(&tickets(1)) } else { String::new() };
+            let body = if *method == Method::POST {
+                phone.batch(&tickets(1))
+            } else {
+                String::new()
+            };
             let answer = phone.send(method.clone(), path, &[], body).await;
             assert_eq!(answer.header("www-authenticate"), Some("Bearer"), "{path}");
             answer.expect_problem(401, "unauthorized", says);
         }
     }
     for (method, path) in &paths {
-        let answer = phone.http.send(method.clone(), path, &[("content-type", "application/json")], Bytes::new()).await;
+        let answer = phone
+            .http
+            .send(
+                method.clone(),
+                path,
+                &[("content-type", "application/json")],
+                Bytes::new(),
+            )
+            .await;
         answer.expect_problem(401, "unauthorized", "missing");
     }
 }
@@ -79,11 +98,23 @@ async fn without_a_valid_token_it_is_401() {
 async fn an_unknown_domain_is_404() {
     let phone = phone_of("unknown");
     for domain in ["nowhere", "HELPDESK", "work_orders", "journal_media"] {
-        phone.post(domain, &tickets(1)).await.expect_problem(404, "not-found", "");
-        phone.get(&format!("/api/v1/{domain}/changes")).await.expect_problem(404, "not-found", "");
-        phone.record(domain, &Uuid::new_v4().to_string()).await.expect_problem(404, "not-found", "");
+        phone
+            .post(domain, &tickets(1))
+            .await
+            .expect_problem(404, "not-found", "");
+        phone
+            .get(&format!("/api/v1/{domain}/changes"))
+            .await
+            .expect_problem(404, "not-found", "");
+        phone
+            .record(domain, &Uuid::new_v4().to_string())
+            .await
+            .expect_problem(404, "not-found", "");
     }
-    phone.get("/api/v1/nothing/here/at/all").await.expect_problem(404, "not-found", "");
+    phone
+        .get("/api/v1/nothing/here/at/all")
+        .await
+        .expect_problem(404, "not-found", "");
     let answer = phone.get("/api/v1/helpdesk/sync").await;
     answer.expect_problem(405, "method-not-allowed", "");
 }
@@ -97,31 +128,63 @@ async fn what_is_no_batch_is_400_and_named() {
         ("not json".to_owned(), "line 1, column 2"),
         ("{\n  \"entries\": [\n    {]\n".to_owned(), "line 3"),
         (r#"{"client_id":"phone-1","entries":[{}"#.to_owned(), "line 1"),
-        (r#"{"client_id":"phone-1","entries":[{}]} and more"#.to_owned(), "line 1"),
+        (
+            r#"{"client_id":"phone-1","entries":[{}]} and more"#.to_owned(),
+            "line 1",
+        ),
         ("[]".to_owned(), "line 1"),
         (format!(r#"["phone-1",null,null,[{entry}]]"#), "line 1"),
         ("17".to_owned(), "line 1"),
         (r#"{"client_id":"phone-1"}"#.to_owned(), "entries is missing"),
         (r#"{"client_id":"phone-1","entries":null}"#.to_owned(), "entries"),
-        (r#"{"client_id":"phone-1","entries":{}}"#.to_owned(), "entries must be a list"),
-        (r#"{"client_id":"phone-1","entries":[]}"#.to_owned(), "entries is empty"),
-        (json!({"client_id": "x", "entries": [entry]}).to_string(), "client_id"),
-        (json!({"client_id": "with spaces", "entries": [entry]}).to_string(), "client_id"),
-        (json!({"client_id": 17, "entries": [entry]}).to_string(), "client_id"),
+        (
+            r#"{"client_id":"phone-1","entries":{}}"#.to_owned(),
+            "entries must be a list",
+        ),
+        (
+            r#"{"client_id":"phone-1","entries":[]}"#.to_owned(),
+            "entries is empty",
+        ),
+        (
+            json!({"client_id": "x", "entries": [entry]}).to_string(),
+            "client_id",
+        ),
+        (
+            json!({"client_id": "with spaces", "entries": [entry]}).to_string(),
+            "client_id",
+        ),
+        (
+            json!({"client_id": 17, "entries": [entry]}).to_string(),
+            "client_id",
+        ),
         (json!({"entries": [entry]}).to_string(), "client_id is missing"),
-        (json!({"client_id": "phone-1", "sent_at": "noon", "entries": [entry]}).to_string(), "sent_at"),
-        (json!({"client_id": "phone-1", "device_type": "watch", "entries": [entry]}).to_string(), "device_type"),
+        (
+            json!({"client_id": "phone-1", "sent_at": "noon", "entries": [entry]}).to_string(),
+            "sent_at",
+        ),
+        (
+            json!({"client_id": "phone-1", "device_type": "watch", "entries": [entry]}).to_string(),
+            "device_type",
+        ),
     ] {
         let headers = [("content-type", "application/json")];
         let answer = phone.send_batch("helpdesk", &headers, body.clone()).await;
         assert_eq!(answer.status, 400, "{body:?}: {}", answer.text());
         answer.expect_problem(400, "bad-request", says);
     }
-    let problem = post(&phone, "{\n \"client_id\": }").await.expect_problem(400, "bad-request", "");
-    assert_eq!((&problem["line"], &problem["column"]), (&2.into(), &15.into()), "{problem}");
+    let problem = post(&phone, "{\n \"client_id\": }")
+        .await
+        .expect_problem(400, "bad-request", "");
+    assert_eq!(
+        (&problem["line"], &problem["column"]),
+        (&2.into(), &15.into()),
+        "{problem}"
+    );
     let mut latin = phone.batch(&tickets(1)).into_bytes();
     latin[30] = 0xFC;
-    post(&phone, latin).await.expect_problem(400, "bad-request", "UTF-8 at byte 30");
+    post(&phone, latin)
+        .await
+        .expect_problem(400, "bad-request", "UTF-8 at byte 30");
     assert!(phone.pull("helpdesk", "limit=10").await.is_empty());
 }
 
@@ -137,30 +200,54 @@ async fn a_batch_has_a_thousand_items_at_most() {
 #[tokio::test(flavor = "multi_thread")]
 async fn another_device_than_the_tokens_is_403() {
     let mut phone = phone_of("device");
-    let bound = token(&deployment().jwt_secret, &phone.tenant, "asha", Some("phone-1"), Role::User, 60);
+    let bound = token(
+        &deployment().jwt_secret,
+        &phone.tenant,
+        "asha",
+        Some("phone-1"),
+        Role::User,
+        60,
+    );
     phone.bearer = format!("Bearer {bound}");
     phone.post("helpdesk", &tickets(1)).await.expect(200);
     // Whoever has a bound token need not repeat the device.
     let nameless = json!({"entries": [ticket(Uuid::new_v4(), "From the token's device")]}).to_string();
     post(&phone, nameless).await.expect(200);
     phone.device = "phone-2".into();
-    phone.post("helpdesk", &tickets(1)).await.expect_problem(403, "forbidden", "another device");
+    phone
+        .post("helpdesk", &tickets(1))
+        .await
+        .expect_problem(403, "forbidden", "another device");
 }
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_body_of_another_kind_is_415() {
     let phone = phone_of("kind");
     let body = phone.batch(&tickets(1));
-    for kind in ["text/plain", "application/x-www-form-urlencoded", "application/json; charset=latin1", "application/*"] {
-        let answer = phone.send_batch("helpdesk", &[("content-type", kind)], body.clone()).await;
+    for kind in [
+        "text/plain",
+        "application/x-www-form-urlencoded",
+        "application/json; charset=latin1",
+        "application/*",
+    ] {
+        let answer = phone
+            .send_batch("helpdesk", &[("content-type", kind)], body.clone())
+            .await;
         answer.expect_problem(415, "unsupported-media-type", "");
     }
     let bare = phone
         .http
-        .send(Method::POST, "/api/v1/helpdesk/sync", &[("authorization", &phone.bearer)], body.clone().into())
+        .send(
+            Method::POST,
+            "/api/v1/helpdesk/sync",
+            &[("authorization", &phone.bearer)],
+            body.clone().into(),
+        )
         .await;
     bare.expect_problem(415, "unsupported-media-type", "");
-    let answer = phone.send_batch("helpdesk", &[("content-encoding", "br")], body.clone()).await;
+    let answer = phone
+        .send_batch("helpdesk", &[("content-encoding", "br")], body.clone())
+        .await;
     answer.expect_problem(415, "unsupported-media-type", "");
     let charset = [("content-type", "application/json; charset=UTF-8")];
     phone.send_batch("helpdesk", &charset, body).await.expect(200);
@@ -175,7 +262,9 @@ async fn a_body_over_the_limit_is_413() {
         format!("{}{batch}", " ".repeat(size - batch.len()))
     };
     post(&phone, padded(MAX_BODY)).await.expect(200);
-    post(&phone, padded(MAX_BODY + 1)).await.expect_problem(413, "payload-too-large", "");
+    post(&phone, padded(MAX_BODY + 1))
+        .await
+        .expect_problem(413, "payload-too-large", "");
     // By its length alone, before a byte of it is read.
     let head = format!(
         "POST /api/v1/helpdesk/sync HTTP/1.1\r\nhost: x\r\nauthorization: {}\r\ncontent-type: application/json\r\ncontent-length: 99999999999\r\n\r\n",
@@ -218,27 +307,51 @@ async fn a_gzip_body_is_taken_and_is_the_same_batch() {
     let phone = phone_of("gzip");
     let body = phone.batch(&tickets(100));
     let gzipped = [("content-encoding", "gzip"), ("prefer", "wait=30")];
-    let first = phone.send_batch("helpdesk", &gzipped, gzip(&body)).await.expect(200);
+    let first = phone
+        .send_batch("helpdesk", &gzipped, gzip(&body))
+        .await
+        .expect(200);
     assert_eq!(first.json()["synced_items"].as_array().map(Vec::len), Some(100));
-    assert_eq!(post(&phone, body.clone()).await.expect(200).body, first.body, "with or without gzip");
+    assert_eq!(
+        post(&phone, body.clone()).await.expect(200).body,
+        first.body,
+        "with or without gzip"
+    );
     let mut cut = gzip(&body);
     cut.truncate(cut.len() / 2);
-    phone.send_batch("helpdesk", &gzipped, cut).await.expect_problem(400, "bad-request", "");
-    phone.send_batch("helpdesk", &gzipped, body).await.expect_problem(400, "bad-request", "gzip");
+    phone
+        .send_batch("helpdesk", &gzipped, cut)
+        .await
+        .expect_problem(400, "bad-request", "");
+    phone
+        .send_batch("helpdesk", &gzipped, body)
+        .await
+        .expect_problem(400, "bad-request", "gzip");
 }
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_gzip_bomb_is_413_and_costs_bounded_memory() {
     // 400 MB of zeros in 400 KB, by the system's gzip, which is quick where a test build is not.
-    let zeros = Command::new("head").args(["-c", "400000000", "/dev/zero"]).stdout(Stdio::piped()).spawn();
+    let zeros = Command::new("head")
+        .args(["-c", "400000000", "/dev/zero"])
+        .stdout(Stdio::piped())
+        .spawn();
     let zeros = zeros.expect("head is everywhere").stdout.expect("a pipe");
-    let bomb = Command::new("gzip").arg("-c").stdin(zeros).output().expect("gzip is everywhere").stdout;
+    let bomb = Command::new("gzip")
+        .arg("-c")
+        .stdin(zeros)
+        .output()
+        .expect("gzip is everywhere")
+        .stdout;
     assert!(bomb.len() < 1 << 20);
     let phone = phone_of("bomb");
     let before = service().process.peak_memory();
     let gzipped = [("content-encoding", "gzip")];
     for _ in 0..4 {
-        phone.send_batch("helpdesk", &gzipped, bomb.clone()).await.expect_problem(413, "payload-too-large", "");
+        phone
+            .send_batch("helpdesk", &gzipped, bomb.clone())
+            .await
+            .expect_problem(413, "payload-too-large", "");
     }
     let grown = service().process.peak_memory().saturating_sub(before);
     assert!(grown < 100 << 20, "{} MB more", grown >> 20);
@@ -247,7 +360,13 @@ async fn a_gzip_bomb_is_413_and_costs_bounded_memory() {
 #[tokio::test(flavor = "multi_thread")]
 async fn headers_beyond_16_kib_are_431() {
     let phone = phone_of("headers");
-    let answer = phone.send_batch("helpdesk", &[("x-long", &"x".repeat(20_000))], phone.batch(&tickets(1))).await;
+    let answer = phone
+        .send_batch(
+            "helpdesk",
+            &[("x-long", &"x".repeat(20_000))],
+            phone.batch(&tickets(1)),
+        )
+        .await;
     assert_eq!(answer.status, 431);
 }
 
@@ -255,13 +374,32 @@ async fn headers_beyond_16_kib_are_431() {
 async fn a_page_is_asked_for_as_it_has_to_be() {
     let phone = phone_of("pages");
     phone.post("helpdesk", &tickets(3)).await.expect(200);
-    let cursor = phone.page("helpdesk", "limit=1").await["cursor"].as_str().expect("a cursor").to_owned();
+    let cursor = phone.page("helpdesk", "limit=1").await["cursor"]
+        .as_str()
+        .expect("a cursor")
+        .to_owned();
     let flipped: String = cursor.chars().rev().collect();
     let foreign = phone_of("pages");
     foreign.post("helpdesk", &tickets(1)).await.expect(200);
-    let foreign = foreign.page("helpdesk", "").await["cursor"].as_str().expect("a cursor").to_owned();
-    let of_domain = phone.page("activity", "").await["cursor"].as_str().expect("a cursor").to_owned();
-    for bad in ["nonsense", "", &cursor[1..], &flipped, &format!("{cursor}A"), &foreign, &of_domain, "%00", "null"] {
+    let foreign = foreign.page("helpdesk", "").await["cursor"]
+        .as_str()
+        .expect("a cursor")
+        .to_owned();
+    let of_domain = phone.page("activity", "").await["cursor"]
+        .as_str()
+        .expect("a cursor")
+        .to_owned();
+    for bad in [
+        "nonsense",
+        "",
+        &cursor[1..],
+        &flipped,
+        &format!("{cursor}A"),
+        &foreign,
+        &of_domain,
+        "%00",
+        "null",
+    ] {
         let answer = phone.get(&format!("/api/v1/helpdesk/changes?cursor={bad}")).await;
         answer.expect_problem(400, "bad-cursor", "");
     }
@@ -278,9 +416,17 @@ async fn a_page_is_asked_for_as_it_has_to_be() {
         "wait_for=nonsense",
         &format!("cursor={cursor}&since=2026-01-01T00:00:00Z"),
     ] {
-        phone.get(&format!("/api/v1/helpdesk/changes?{bad}")).await.expect_problem(400, "bad-request", "");
+        phone
+            .get(&format!("/api/v1/helpdesk/changes?{bad}"))
+            .await
+            .expect_problem(400, "bad-request", "");
     }
-    for good in ["limit=1", "limit=1000", "unknown=1", "since=2026-01-01T00:00:00%2B05:30"] {
+    for good in [
+        "limit=1",
+        "limit=1000",
+        "unknown=1",
+        "since=2026-01-01T00:00:00%2B05:30",
+    ] {
         phone.page("helpdesk", good).await;
     }
 }

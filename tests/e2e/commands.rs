@@ -17,10 +17,19 @@ fn migrations_may_start_twice_at_once() {
             std::thread::spawn(move || deployment.run(&["migrate", "--output", "json"]).json())
         })
         .collect();
-    let reports: Vec<serde_json::Value> = runs.into_iter().map(|run| run.join().expect("no panic")).collect();
-    let made = reports.iter().filter(|report| report["schema_created"] == true).count();
+    let reports: Vec<serde_json::Value> = runs
+        .into_iter()
+        .map(|run| run.join().expect("no panic"))
+        .collect();
+    let made = reports
+        .iter()
+        .filter(|report| report["schema_created"] == true)
+        .count();
     assert_eq!(made, 1, "{reports:?}");
-    let tables: usize = reports.iter().map(|r| r["tables_created"].as_array().map_or(0, Vec::len)).sum();
+    let tables: usize = reports
+        .iter()
+        .map(|r| r["tables_created"].as_array().map_or(0, Vec::len))
+        .sum();
     assert_eq!(tables, 20, "{reports:?}");
     let again = deployment.run(&["migrate"]).ok();
     assert!(again.contains("was up to date"), "{again}");
@@ -43,7 +52,8 @@ fn topics_are_made_once_and_never_altered() {
     assert_eq!(created.len(), 9, "eight domains' and the dead letters': {report}");
     let difference = |report: &serde_json::Value, property: &str| {
         let list = report["differences"].as_array().expect("a list").clone();
-        list.into_iter().find(|difference| difference["property"] == property)
+        list.into_iter()
+            .find(|difference| difference["property"] == property)
     };
     let expected = json!({"topic": own, "property": "partitions", "found": "5", "expected": "3"});
     assert_eq!(difference(&report, "partitions"), Some(expected));
@@ -69,7 +79,9 @@ fn make_topic(deployment: &Deployment, topic: &str, partitions: i32) {
         let new = NewTopic::new(&topic, partitions, TopicReplication::Fixed(1));
         let runtime = tokio::runtime::Runtime::new().expect("a runtime");
         let options = AdminOptions::new().operation_timeout(Some(crate::support::PATIENCE));
-        runtime.block_on(admin.create_topics([&new], &options)).expect("Kafka answers")
+        runtime
+            .block_on(admin.create_topics([&new], &options))
+            .expect("Kafka answers")
     });
     made.join().expect("no panic")[0].as_ref().expect("a topic");
 }
@@ -82,26 +94,44 @@ async fn status_has_no_lag_once_everything_is_applied() {
         phone.post("helpdesk", &tickets(10)).await.expect(200);
     }
     let status = service.deployment.run(&["status", "--output", "json"]).json();
-    assert_eq!((&status["lag"], &status["applied"], &status["dead_letters"]), (&0.into(), &30.into(), &0.into()), "{status}");
+    assert_eq!(
+        (&status["lag"], &status["applied"], &status["dead_letters"]),
+        (&0.into(), &30.into(), &0.into()),
+        "{status}"
+    );
     assert_eq!(status["missing_topics"], json!([]));
     let topic = service.deployment.topic("sync.helpdesk.v1");
-    let partitions: Vec<&serde_json::Value> =
-        status["partitions"].as_array().expect("a list").iter().filter(|p| p["topic"] == topic.as_str()).collect();
+    let partitions: Vec<&serde_json::Value> = status["partitions"]
+        .as_array()
+        .expect("a list")
+        .iter()
+        .filter(|p| p["topic"] == topic.as_str())
+        .collect();
     assert_eq!(partitions.len(), PARTITIONS as usize, "{status}");
     for partition in partitions {
         assert_eq!(partition["next_offset"], partition["end_offset"], "{partition}");
         assert_eq!(partition["lag"], 0, "{partition}");
     }
     let text = service.deployment.run(&["status"]).ok();
-    assert!(text.contains("30 records applied, lag 0, 0 dead letters"), "{text}");
+    assert!(
+        text.contains("30 records applied, lag 0, 0 dead letters"),
+        "{text}"
+    );
 
     // Without a projector there is a lag, and status says how much.
     let deployment = service.deployment.clone();
     assert_eq!(service.process.terminate(), 0, "a signal is a good end");
     let ingest = deployment.start_listening("ingest", "/readyz");
-    phone.send_batch("helpdesk", &[("prefer", "wait=0")], phone.batch(&tickets(7))).await.expect(202);
+    phone
+        .send_batch("helpdesk", &[("prefer", "wait=0")], phone.batch(&tickets(7)))
+        .await
+        .expect(202);
     let status = deployment.run(&["status", "--output", "json"]).json();
-    assert_eq!((&status["lag"], &status["applied"]), (&7.into(), &30.into()), "{status}");
+    assert_eq!(
+        (&status["lag"], &status["applied"]),
+        (&7.into(), &30.into()),
+        "{status}"
+    );
     assert_eq!(ingest.terminate(), 0);
 }
 
@@ -109,13 +139,28 @@ async fn status_has_no_lag_once_everything_is_applied() {
 async fn a_token_of_the_command_opens_what_it_says() {
     let service = Service::start("token");
     let mut phone = Phone::new(&service.deployment, "acme", "asha");
-    let args = ["token", "--tenant", "acme", "--user", "asha", "--device", "phone-1"];
+    let args = [
+        "token", "--tenant", "acme", "--user", "asha", "--device", "phone-1",
+    ];
     phone.bearer = format!("Bearer {}", service.deployment.run(&args).ok().trim());
-    phone.apply("helpdesk", ticket(Uuid::new_v4(), "With the command's token")).await;
-    let minted = service.deployment.run(&[&args[..], &["--ttl", "1s", "--output", "json"]].concat()).json();
-    assert!(minted["expires_at"].is_string() && minted["token"].is_string(), "{minted}");
-    let ran = service.deployment.run(&["token", "--tenant", "acme", "--user", "asha", "--role", "king"]);
-    assert!(ran.code == 2 && ran.stderr.contains("user, supervisor or operator"), "{ran:?}");
+    phone
+        .apply("helpdesk", ticket(Uuid::new_v4(), "With the command's token"))
+        .await;
+    let minted = service
+        .deployment
+        .run(&[&args[..], &["--ttl", "1s", "--output", "json"]].concat())
+        .json();
+    assert!(
+        minted["expires_at"].is_string() && minted["token"].is_string(),
+        "{minted}"
+    );
+    let ran = service
+        .deployment
+        .run(&["token", "--tenant", "acme", "--user", "asha", "--role", "king"]);
+    assert!(
+        ran.code == 2 && ran.stderr.contains("user, supervisor or operator"),
+        "{ran:?}"
+    );
 }
 
 #[test]
@@ -124,8 +169,16 @@ fn a_wrong_setting_stops_the_boot_and_is_named() {
     for (variable, value, says) in [
         ("TIDELOG_LISTEN", "nowhere", "--listen"),
         ("TIDELOG_KAFKA_BROKERS", "no-port", "--kafka-brokers"),
-        ("TIDELOG_DATABASE_URL", "mysql://me:hunter2@db/x", "--database-url"),
-        ("TIDELOG_DATABASE_URL", "postgres://me:hunter2@db/x?sslmode=require", "TLS"),
+        (
+            "TIDELOG_DATABASE_URL",
+            "mysql://me:hunter2@db/x",
+            "--database-url",
+        ),
+        (
+            "TIDELOG_DATABASE_URL",
+            "postgres://me:hunter2@db/x?sslmode=require",
+            "TLS",
+        ),
         ("TIDELOG_SCHEMA", "Quoted Name", "--schema"),
         ("TIDELOG_JWT_SECRET", "hunter2", "--jwt-secret"),
         ("TIDELOG_SHUTDOWN_DEADLINE", "soon", "--shutdown-deadline"),
@@ -134,12 +187,25 @@ fn a_wrong_setting_stops_the_boot_and_is_named() {
         let ran = deployment.clone().with(variable, value).run(&["serve"]);
         assert_ne!(ran.code, 0, "{variable}: {ran:?}");
         assert!(ran.stderr.contains(says), "{variable}={value}: {ran:?}");
-        assert!(!ran.stderr.contains("hunter2"), "a secret is not repeated: {ran:?}");
+        assert!(
+            !ran.stderr.contains("hunter2"),
+            "a secret is not repeated: {ran:?}"
+        );
     }
     // Of the file, the line is named too.
-    std::fs::write(deployment.dir.join("tidelog.toml"), "schema = \"fine\"\nkafka_broker = \"a:1\"\n").expect("a file");
+    std::fs::write(
+        deployment.dir.join("tidelog.toml"),
+        "schema = \"fine\"\nkafka_broker = \"a:1\"\n",
+    )
+    .expect("a file");
     let ran = deployment.run(&["serve"]);
-    assert!(ran.code == 2 && ran.stderr.contains("tidelog.toml:2: unknown setting \"kafka_broker\""), "{ran:?}");
+    assert!(
+        ran.code == 2
+            && ran
+                .stderr
+                .contains("tidelog.toml:2: unknown setting \"kafka_broker\""),
+        "{ran:?}"
+    );
 }
 
 #[test]
@@ -157,7 +223,10 @@ fn a_port_that_is_taken_is_named() {
     let deployment = Deployment::new("port");
     let _taken = std::net::TcpListener::bind(("127.0.0.1", deployment.port)).expect("a free port");
     let ran = deployment.run(&["serve"]);
-    assert!(ran.code != 0 && ran.stderr.contains(&deployment.port.to_string()), "{ran:?}");
+    assert!(
+        ran.code != 0 && ran.stderr.contains(&deployment.port.to_string()),
+        "{ran:?}"
+    );
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -169,8 +238,13 @@ async fn a_stop_finishes_the_requests_in_flight() {
     let phone = Phone::new(&deployment, &tenant("drain"), "asha");
     let waiting = {
         let (body, bearer) = (phone.batch(&tickets(3)), phone.bearer.clone());
-        let headers = [("authorization", bearer.as_str()), ("content-type", "application/json"), ("prefer", "wait=3")];
-        let bytes = crate::support::http::bytes_of("POST", "/api/v1/helpdesk/sync", &headers, body.as_bytes());
+        let headers = [
+            ("authorization", bearer.as_str()),
+            ("content-type", "application/json"),
+            ("prefer", "wait=3"),
+        ];
+        let bytes =
+            crate::support::http::bytes_of("POST", "/api/v1/helpdesk/sync", &headers, body.as_bytes());
         let port = deployment.port;
         std::thread::spawn(move || exchange(port, &bytes))
     };
@@ -187,7 +261,17 @@ async fn a_stop_finishes_the_requests_in_flight() {
 #[test]
 fn every_command_has_help_with_an_example() {
     let deployment = Deployment::new("help");
-    for command in ["dev", "serve", "ingest", "project", "migrate", "topics", "status", "token", "check-domain"] {
+    for command in [
+        "dev",
+        "serve",
+        "ingest",
+        "project",
+        "migrate",
+        "topics",
+        "status",
+        "token",
+        "check-domain",
+    ] {
         let help = deployment.run(&[command, "--help"]).ok();
         assert!(help.contains("Example"), "{command}: {help}");
     }

@@ -36,8 +36,13 @@ fn key() -> String {
 async fn effects(tenant: &str) -> (i64, i64) {
     let db = deployment().db().await;
     (
-        db.count("SELECT count(*) FROM helpdesk WHERE tenant_id = $1", &[&tenant]).await,
-        db.count("SELECT count(*) FROM helpdesk_changes WHERE tenant_id = $1", &[&tenant]).await,
+        db.count("SELECT count(*) FROM helpdesk WHERE tenant_id = $1", &[&tenant])
+            .await,
+        db.count(
+            "SELECT count(*) FROM helpdesk_changes WHERE tenant_id = $1",
+            &[&tenant],
+        )
+        .await,
     )
 }
 
@@ -55,8 +60,15 @@ async fn thirty_posts_of_one_batch_at_once_have_one_effect() {
     let first = phone_of("thirty");
     let (key, entries) = (key(), tickets(50));
     // Thirty phones, so thirty connections.
-    let phones: Vec<Phone> = (0..30).map(|_| Phone::new(deployment(), &first.tenant, "asha")).collect();
-    let answers = join_all(phones.iter().map(|phone| phone.post_keyed("helpdesk", &key, &entries))).await;
+    let phones: Vec<Phone> = (0..30)
+        .map(|_| Phone::new(deployment(), &first.tenant, "asha"))
+        .collect();
+    let answers = join_all(
+        phones
+            .iter()
+            .map(|phone| phone.post_keyed("helpdesk", &key, &entries)),
+    )
+    .await;
     let last = final_answer(&first, &key, &entries).await;
     let mut taken = 0;
     for answer in answers {
@@ -75,14 +87,23 @@ async fn thirty_posts_of_one_batch_at_once_have_one_effect() {
     assert_eq!(effects(&first.tenant).await, (50, 50));
     let ids: BTreeSet<String> = entries.iter().map(|entry| id_of(entry)).collect();
     let records = read_topic(&deployment().brokers, &deployment().topic("sync.helpdesk.v1"));
-    let appended = records.iter().filter(|record| ids.contains(record.header("ce_subject"))).count();
+    let appended = records
+        .iter()
+        .filter(|record| ids.contains(record.header("ce_subject")))
+        .count();
     assert_eq!(appended, 50, "one append");
 }
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_key_is_16_to_255_visible_characters() {
     let phone = phone_of("keys");
-    for bad in ["short", "123456789012345", &"k".repeat(256), "with a space in it, and long", "\"0123456789abcdef"] {
+    for bad in [
+        "short",
+        "123456789012345",
+        &"k".repeat(256),
+        "with a space in it, and long",
+        "\"0123456789abcdef",
+    ] {
         let answer = phone.post_keyed("helpdesk", bad, &tickets(1)).await;
         answer.expect_problem(400, "idempotency-key-invalid", "");
     }
@@ -99,7 +120,10 @@ async fn a_key_quoted_and_bare_is_the_same_key() {
     let (key, entries) = (key(), tickets(2));
     let bare = phone.post_keyed("helpdesk", &key, &entries).await.expect(200);
     assert_eq!(bare.header("idempotent-replayed"), None);
-    let quoted = phone.post_keyed("helpdesk", &format!("\"{key}\""), &entries).await.expect(200);
+    let quoted = phone
+        .post_keyed("helpdesk", &format!("\"{key}\""), &entries)
+        .await
+        .expect(200);
     assert_eq!(quoted.header("idempotent-replayed"), Some("true"));
     assert_eq!(quoted.body, bare.body);
 }
@@ -109,23 +133,44 @@ async fn a_key_used_again_for_another_body_is_refused() {
     let phone = phone_of("reused");
     let (key, entries) = (key(), tickets(2));
     let first = phone.post_keyed("helpdesk", &key, &entries).await.expect(200);
-    phone.post_keyed("helpdesk", &key, &tickets(2)).await.expect_problem(422, "idempotency-key-reused", "");
+    phone
+        .post_keyed("helpdesk", &key, &tickets(2))
+        .await
+        .expect_problem(422, "idempotency-key-reused", "");
     // Another path is another request too.
-    phone.post_keyed("activity", &key, &entries).await.expect_problem(422, "idempotency-key-reused", "");
+    phone
+        .post_keyed("activity", &key, &entries)
+        .await
+        .expect_problem(422, "idempotency-key-reused", "");
     assert_eq!(effects(&phone.tenant).await, (2, 2));
-    assert_eq!(phone.post_keyed("helpdesk", &key, &entries).await.expect(200).body, first.body);
+    assert_eq!(
+        phone
+            .post_keyed("helpdesk", &key, &entries)
+            .await
+            .expect(200)
+            .body,
+        first.body
+    );
 }
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_key_belongs_to_one_device_of_one_user_of_one_tenant() {
     let (key, tenant) = (key(), tenant("scope"));
     let other = phone::tenant("scope");
-    for (tenant, user, device) in
-        [(&tenant, "asha", "phone-1"), (&tenant, "asha", "phone-2"), (&tenant, "ben", "phone-1"), (&other, "asha", "phone-1")]
-    {
+    for (tenant, user, device) in [
+        (&tenant, "asha", "phone-1"),
+        (&tenant, "asha", "phone-2"),
+        (&tenant, "ben", "phone-1"),
+        (&other, "asha", "phone-1"),
+    ] {
         let phone = Phone::of(deployment(), tenant, user, device, tidelog_http::auth::Role::User);
         let answer = phone.post_keyed("helpdesk", &key, &tickets(1)).await.expect(200);
-        assert_eq!(answer.json()["synced_items"][0]["status"], "created", "{user} {device}: {}", answer.text());
+        assert_eq!(
+            answer.json()["synced_items"][0]["status"],
+            "created",
+            "{user} {device}: {}",
+            answer.text()
+        );
         assert_eq!(answer.header("idempotent-replayed"), None);
     }
 }
@@ -136,10 +181,17 @@ async fn without_a_key_the_body_is_the_key() {
     let entries = tickets(3);
     let first = phone.post("helpdesk", &entries).await.expect(200);
     // What a retry renews, and how it spells the rest, is no other body.
-    let respelled: Vec<Value> = entries.iter().map(|entry| serde_json::from_str(entry).expect("JSON")).collect();
+    let respelled: Vec<Value> = entries
+        .iter()
+        .map(|entry| serde_json::from_str(entry).expect("JSON"))
+        .collect();
     let body = json!({"sent_at": chrono::Utc::now().to_rfc3339(), "last_sync_timestamp": "2026-01-01T00:00:00Z", "client_id": "phone-1", "entries": respelled});
     let again = phone
-        .send_batch("helpdesk", &[("prefer", "wait=30")], serde_json::to_string_pretty(&body).expect("JSON"))
+        .send_batch(
+            "helpdesk",
+            &[("prefer", "wait=30")],
+            serde_json::to_string_pretty(&body).expect("JSON"),
+        )
         .await
         .expect(200);
     assert_eq!(again.body, first.body);
@@ -151,9 +203,22 @@ async fn without_a_key_the_body_is_the_key() {
 async fn the_same_items_in_another_batch_are_duplicates_with_their_first_outcome() {
     let phone = phone_of("items");
     let (created, stale) = (Uuid::new_v4(), Uuid::new_v4());
-    let other = Phone::of(deployment(), &phone.tenant, "ben", "phone-2", tidelog_http::auth::Role::User);
-    other.apply("helpdesk", ticket(stale, "Somebody else's ticket")).await;
-    other.apply("helpdesk", json!({"mobile_id": stale, "version": 1, "comments": "changed since"})).await;
+    let other = Phone::of(
+        deployment(),
+        &phone.tenant,
+        "ben",
+        "phone-2",
+        tidelog_http::auth::Role::User,
+    );
+    other
+        .apply("helpdesk", ticket(stale, "Somebody else's ticket"))
+        .await;
+    other
+        .apply(
+            "helpdesk",
+            json!({"mobile_id": stale, "version": 1, "comments": "changed since"}),
+        )
+        .await;
     let entries = [
         ticket(created, "A ticket that comes twice").to_string(),
         json!({"mobile_id": created, "version": 1, "comments": "and is edited"}).to_string(),
@@ -161,24 +226,58 @@ async fn the_same_items_in_another_batch_are_duplicates_with_their_first_outcome
         json!({"mobile_id": created, "version": 2, "status": "CLOSED"}).to_string(),
         json!({"mobile_id": Uuid::new_v4(), "version": 3, "sync_status": "pending_delete"}).to_string(),
     ];
-    let first = phone.post_keyed("helpdesk", &key(), &entries).await.expect(200).json();
+    let first = phone
+        .post_keyed("helpdesk", &key(), &entries)
+        .await
+        .expect(200)
+        .json();
     assert_eq!(first["synced_items"].as_array().map(Vec::len), Some(3), "{first}");
-    assert_eq!((&first["conflicts"][0]["index"], &first["errors"][0]["index"]), (&2.into(), &3.into()), "{first}");
+    assert_eq!(
+        (&first["conflicts"][0]["index"], &first["errors"][0]["index"]),
+        (&2.into(), &3.into()),
+        "{first}"
+    );
     let before = effects(&phone.tenant).await;
 
-    let second = phone.post_keyed("helpdesk", &key(), &entries).await.expect(200).json();
+    let second = phone
+        .post_keyed("helpdesk", &key(), &entries)
+        .await
+        .expect(200)
+        .json();
     assert_eq!(effects(&phone.tenant).await, before);
-    for (then, now) in first["synced_items"].as_array().expect("a list").iter().zip(second["synced_items"].as_array().expect("a list")) {
+    for (then, now) in first["synced_items"]
+        .as_array()
+        .expect("a list")
+        .iter()
+        .zip(second["synced_items"].as_array().expect("a list"))
+    {
         assert_eq!(now["status"], "duplicate", "{second}");
-        assert_eq!((&now["mobile_id"], &now["server_version"]), (&then["mobile_id"], &then["server_version"]), "{second}");
+        assert_eq!(
+            (&now["mobile_id"], &now["server_version"]),
+            (&then["mobile_id"], &then["server_version"]),
+            "{second}"
+        );
     }
     let (then, now) = (&first["conflicts"][0], &second["conflicts"][0]);
     assert_eq!(now["status"], "duplicate", "{second}");
-    assert_eq!((&now["conflict_id"], &now["server_version"]), (&then["conflict_id"], &then["server_version"]));
+    assert_eq!(
+        (&now["conflict_id"], &now["server_version"]),
+        (&then["conflict_id"], &then["server_version"])
+    );
     // What was refused is judged anew.
-    assert_eq!(second["errors"][0]["error_code"], "INVALID_TRANSITION", "{second}");
+    assert_eq!(
+        second["errors"][0]["error_code"], "INVALID_TRANSITION",
+        "{second}"
+    );
     let db = deployment().db().await;
-    assert_eq!(db.count("SELECT count(*) FROM conflicts WHERE tenant_id = $1", &[&phone.tenant]).await, 1);
+    assert_eq!(
+        db.count(
+            "SELECT count(*) FROM conflicts WHERE tenant_id = $1",
+            &[&phone.tenant]
+        )
+        .await,
+        1
+    );
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -187,7 +286,9 @@ async fn who_will_not_wait_gets_a_receipt_that_resolves() {
     let (key, mut entries) = (key(), tickets(3));
     entries.push(r#"{"mobile_id":"no uuid","ticketdesc":"Refused at the door"}"#.into());
     let headers = [("prefer", "wait=0"), ("idempotency-key", key.as_str())];
-    let answer = phone.send_batch("helpdesk", &headers, phone.batch(&entries)).await;
+    let answer = phone
+        .send_batch("helpdesk", &headers, phone.batch(&entries))
+        .await;
     // The projection may have been quicker.
     if answer.status == 200 {
         assert_eq!(answer.json()["status"], "complete");
@@ -195,23 +296,52 @@ async fn who_will_not_wait_gets_a_receipt_that_resolves() {
         let receipt = answer.clone().expect(202).json();
         assert_eq!(receipt["status"], "accepted", "{receipt}");
         let location = answer.header("location").expect("a Location").to_owned();
-        assert_eq!(location, format!("/api/v1/sync/batches/{}", receipt["receipt"].as_str().expect("a receipt")));
+        assert_eq!(
+            location,
+            format!(
+                "/api/v1/sync/batches/{}",
+                receipt["receipt"].as_str().expect("a receipt")
+            )
+        );
     }
     assert_eq!(answer.header("preference-applied"), Some("wait=0"));
-    let (batch, receipt) = (answer.json()["batch_id"].clone(), answer.json()["receipt"].clone());
+    let (batch, receipt) = (
+        answer.json()["batch_id"].clone(),
+        answer.json()["receipt"].clone(),
+    );
     let resolved = eventually("the receipt resolves", async || {
-        let answer = phone.get(&format!("/api/v1/sync/batches/{}", receipt.as_str()?)).await.expect(200);
+        let answer = phone
+            .get(&format!("/api/v1/sync/batches/{}", receipt.as_str()?))
+            .await
+            .expect(200);
         (answer.json()["status"] == "complete").then_some(answer)
     })
     .await;
-    assert_eq!(resolved.json()["synced_items"].as_array().map(Vec::len), Some(3), "{}", resolved.text());
+    assert_eq!(
+        resolved.json()["synced_items"].as_array().map(Vec::len),
+        Some(3),
+        "{}",
+        resolved.text()
+    );
     assert_eq!(resolved.json()["errors"][0]["index"], 3, "{}", resolved.text());
-    let by_batch = phone.get(&format!("/api/v1/sync/batches/{}/", batch.as_str().expect("an id"))).await.expect(200);
+    let by_batch = phone
+        .get(&format!(
+            "/api/v1/sync/batches/{}/",
+            batch.as_str().expect("an id")
+        ))
+        .await
+        .expect(200);
     assert_eq!(by_batch.body, resolved.body);
     let posted = phone.post_keyed("helpdesk", &key, &entries).await.expect(200);
-    assert_eq!(posted.body, resolved.body, "the post repeated gives the final answer");
+    assert_eq!(
+        posted.body, resolved.body,
+        "the post repeated gives the final answer"
+    );
     assert_eq!(posted.header("idempotent-replayed"), Some("true"));
-    let again = phone.send_batch("helpdesk", &headers, phone.batch(&entries)).await.expect(200);
+    let again = phone
+        .send_batch("helpdesk", &headers, phone.batch(&entries))
+        .await
+        .expect(200);
     assert_eq!(again.body, posted.body, "from then on the same bytes");
 }
 
@@ -223,13 +353,35 @@ async fn a_receipt_is_for_its_sender_and_for_operators() {
     for id in [&answer["batch_id"], &answer["receipt"]] {
         let path = format!("/api/v1/sync/batches/{}", id.as_str().expect("an id"));
         phone.get(&path).await.expect(200);
-        for (user, role, status) in [("ben", Role::User, 404), ("ben", Role::Supervisor, 404), ("ops", Role::Operator, 200)] {
-            Phone::of(deployment(), &phone.tenant, user, "phone-2", role).get(&path).await.expect(status);
+        for (user, role, status) in [
+            ("ben", Role::User, 404),
+            ("ben", Role::Supervisor, 404),
+            ("ops", Role::Operator, 200),
+        ] {
+            Phone::of(deployment(), &phone.tenant, user, "phone-2", role)
+                .get(&path)
+                .await
+                .expect(status);
         }
-        Phone::of(deployment(), &tenant("foreign"), "asha", "phone-1", Role::Operator).get(&path).await.expect(404);
+        Phone::of(
+            deployment(),
+            &tenant("foreign"),
+            "asha",
+            "phone-1",
+            Role::Operator,
+        )
+        .get(&path)
+        .await
+        .expect(404);
     }
-    phone.get(&format!("/api/v1/sync/batches/{}", Uuid::new_v4())).await.expect_problem(404, "not-found", "");
-    phone.get("/api/v1/sync/batches/nonsense").await.expect_problem(404, "not-found", "");
+    phone
+        .get(&format!("/api/v1/sync/batches/{}", Uuid::new_v4()))
+        .await
+        .expect_problem(404, "not-found", "");
+    phone
+        .get("/api/v1/sync/batches/nonsense")
+        .await
+        .expect_problem(404, "not-found", "");
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -243,15 +395,24 @@ async fn a_phone_that_hangs_up_finds_its_batch_taken_once() {
             ("idempotency-key", key),
             ("prefer", "wait=30"),
         ];
-        let bytes = bytes_of("POST", "/api/v1/helpdesk/sync", &headers, phone.batch(entries).as_bytes());
+        let bytes = bytes_of(
+            "POST",
+            "/api/v1/helpdesk/sync",
+            &headers,
+            phone.batch(entries).as_bytes(),
+        );
         let mut stream = TcpStream::connect(("127.0.0.1", deployment().port)).expect("it listens");
         stream.write_all(&bytes).expect("it reads");
         // Closed with the answer outstanding.
     }
     for (key, entries) in &batches {
         let answer = final_answer(&phone, key, entries).await.json();
-        let statuses: BTreeSet<&str> =
-            answer["synced_items"].as_array().expect("a list").iter().filter_map(|e| e["status"].as_str()).collect();
+        let statuses: BTreeSet<&str> = answer["synced_items"]
+            .as_array()
+            .expect("a list")
+            .iter()
+            .filter_map(|e| e["status"].as_str())
+            .collect();
         assert_eq!(statuses, BTreeSet::from(["created"]), "{answer}");
     }
     assert_eq!(effects(&phone.tenant).await, (100, 100));
@@ -267,11 +428,25 @@ async fn a_record_twice_in_one_batch_is_applied_twice_in_order() {
         json!({"mobile_id": id, "version": 0, "comments": "second edit", "status": "INPROGRESS"}).to_string(),
     ];
     let answer = phone.post("helpdesk", &entries).await.expect(200).json();
-    let told: Vec<(&Value, &Value)> =
-        answer["synced_items"].as_array().expect("a list").iter().map(|e| (&e["status"], &e["server_version"])).collect();
-    assert_eq!(told, [(&json!("created"), &json!(1)), (&json!("updated"), &json!(2)), (&json!("updated"), &json!(3))]);
+    let told: Vec<(&Value, &Value)> = answer["synced_items"]
+        .as_array()
+        .expect("a list")
+        .iter()
+        .map(|e| (&e["status"], &e["server_version"]))
+        .collect();
+    assert_eq!(
+        told,
+        [
+            (&json!("created"), &json!(1)),
+            (&json!("updated"), &json!(2)),
+            (&json!("updated"), &json!(3))
+        ]
+    );
     let record = phone.record("helpdesk", &id.to_string()).await.expect(200).json();
-    assert_eq!((&record["comments"], &record["version"]), (&"second edit".into(), &3.into()));
+    assert_eq!(
+        (&record["comments"], &record["version"]),
+        (&"second edit".into(), &3.into())
+    );
     assert_eq!(effects(&phone.tenant).await, (1, 3));
 }
 
@@ -281,7 +456,15 @@ async fn a_batch_with_and_without_a_trailing_slash_is_one_batch() {
     let (key, entries) = (key(), tickets(1));
     let first = phone.post_keyed("helpdesk", &key, &entries).await.expect(200);
     let headers = [("idempotency-key", key.as_str())];
-    let again = phone.send(Method::POST, "/api/v1/helpdesk/sync/", &headers, phone.batch(&entries)).await.expect(200);
+    let again = phone
+        .send(
+            Method::POST,
+            "/api/v1/helpdesk/sync/",
+            &headers,
+            phone.batch(&entries),
+        )
+        .await
+        .expect(200);
     assert_eq!(again.body, first.body);
     assert_eq!(effects(&phone.tenant).await, (1, 1));
 }

@@ -87,7 +87,10 @@ async fn the_whole_way(url: &str) {
 
     let of_tenant = || -> Vec<Record> {
         let key = format!("{}/", encoded(&phone.tenant));
-        read_topic(&deployment.brokers, &topic).into_iter().filter(|record| record.key.starts_with(&key)).collect()
+        read_topic(&deployment.brokers, &topic)
+            .into_iter()
+            .filter(|record| record.key.starts_with(&key))
+            .collect()
     };
     let records = of_tenant();
     assert_eq!(records.len(), ITEMS);
@@ -110,14 +113,22 @@ async fn the_whole_way(url: &str) {
     assert_eq!(again.header("idempotent-replayed"), Some("true"));
     assert_eq!(db.count(hits, &[&phone.tenant]).await, counted + 1);
     assert_eq!(of_tenant().len(), ITEMS, "nothing more in the log");
-    assert_eq!(db.contents(&phone.tenant, &topic).await, contents, "nothing changed in Postgres");
+    assert_eq!(
+        db.contents(&phone.tenant, &topic).await,
+        contents,
+        "nothing changed in Postgres"
+    );
 }
 
 fn answer_tells_all(domain: &Known, made: &[Made], phone: &Phone, answer: &Value) {
     assert_eq!(answer["status"], "complete", "{answer}");
     assert_eq!(answer["errors"], serde_json::json!([]), "{answer}");
     if !domain.is_entity() {
-        assert_eq!((&answer["synced_items"], &answer["failed_items"]), (&ITEMS.into(), &0.into()), "{answer}");
+        assert_eq!(
+            (&answer["synced_items"], &answer["failed_items"]),
+            (&ITEMS.into(), &0.into()),
+            "{answer}"
+        );
         return;
     }
     assert_eq!(answer["conflicts"], serde_json::json!([]), "{answer}");
@@ -125,8 +136,16 @@ fn answer_tells_all(domain: &Known, made: &[Made], phone: &Phone, answer: &Value
     assert_eq!(synced.len(), ITEMS);
     for (index, (entry, made)) in synced.iter().zip(made).enumerate() {
         assert_eq!(entry["index"], index, "{entry}");
-        assert_eq!(entry["mobile_id"], made.subject(&phone.user, &phone.device), "{entry}");
-        assert_eq!((&entry["status"], &entry["server_version"]), (&"created".into(), &1.into()), "{entry}");
+        assert_eq!(
+            entry["mobile_id"],
+            made.subject(&phone.user, &phone.device),
+            "{entry}"
+        );
+        assert_eq!(
+            (&entry["status"], &entry["server_version"]),
+            (&"created".into(), &1.into()),
+            "{entry}"
+        );
     }
 }
 
@@ -146,7 +165,12 @@ fn event_is_as_specified(
 ) {
     assert_eq!(record.value, made.text, "the bytes as they were sent");
     assert_eq!(record.key, made.key(&phone.tenant, &phone.user, &phone.device));
-    assert_eq!(record.partition, java_partition(record.key.as_bytes(), PARTITIONS), "{}", record.key);
+    assert_eq!(
+        record.partition,
+        java_partition(record.key.as_bytes(), PARTITIONS),
+        "{}",
+        record.key
+    );
     let mut names = record.header_names();
     names.sort_unstable();
     let expected = [
@@ -163,12 +187,22 @@ fn event_is_as_specified(
     ];
     assert_eq!(names, expected, "these headers and no others");
     let operation = if domain.is_entity() { "create" } else { "append" };
-    let source =
-        format!("/tenants/{}/users/{}/devices/{}", encoded(&phone.tenant), encoded(&phone.user), phone.device);
+    let source = format!(
+        "/tenants/{}/users/{}/devices/{}",
+        encoded(&phone.tenant),
+        encoded(&phone.user),
+        phone.device
+    );
     assert_eq!(record.header("ce_specversion"), "1.0");
-    assert_eq!(record.header("ce_type"), format!("tidelog.{}.{operation}", domain.table));
+    assert_eq!(
+        record.header("ce_type"),
+        format!("tidelog.{}.{operation}", domain.table)
+    );
     assert_eq!(record.header("ce_source"), source);
-    assert_eq!(record.header("ce_subject"), made.subject(&phone.user, &phone.device));
+    assert_eq!(
+        record.header("ce_subject"),
+        made.subject(&phone.user, &phone.device)
+    );
     assert_eq!(record.header("ce_baseversion"), "0");
     assert_eq!(record.header("content-type"), "application/json");
     assert!(Uuid::try_parse(record.header("ce_id")).is_ok(), "{record:?}");
@@ -178,43 +212,103 @@ fn event_is_as_specified(
     let time = DateTime::parse_from_rfc3339(record.header("ce_time")).expect("RFC 3339");
     match made.members().get("client_timestamp").and_then(Value::as_str) {
         Some(own) => assert_eq!(time, DateTime::parse_from_rfc3339(own).expect("RFC 3339")),
-        None => assert!((before..=after).contains(&time.to_utc()), "{time} is not the arrival"),
+        None => assert!(
+            (before..=after).contains(&time.to_utc()),
+            "{time} is not the arrival"
+        ),
     }
 }
 
-async fn rows_hold_the_items(domain: &Known, made: &[Made], phone: &Phone, db: &crate::support::db::Db, batch: &str) {
+async fn rows_hold_the_items(
+    domain: &Known,
+    made: &[Made],
+    phone: &Phone,
+    db: &crate::support::db::Db,
+    batch: &str,
+) {
     let (table, id) = (domain.table, domain.id_column());
-    let rows = db.objects(&format!("SELECT * FROM {table} WHERE tenant_id = $1"), &[&phone.tenant]).await;
+    let rows = db
+        .objects(
+            &format!("SELECT * FROM {table} WHERE tenant_id = $1"),
+            &[&phone.tenant],
+        )
+        .await;
     assert_eq!(rows.len(), ITEMS);
-    let rows: BTreeMap<&str, &Value> = rows.iter().map(|row| (row[id].as_str().expect("an id"), row)).collect();
-    let feed = db.objects(&format!("SELECT * FROM {table}_changes WHERE tenant_id = $1"), &[&phone.tenant]).await;
+    let rows: BTreeMap<&str, &Value> = rows
+        .iter()
+        .map(|row| (row[id].as_str().expect("an id"), row))
+        .collect();
+    let feed = db
+        .objects(
+            &format!("SELECT * FROM {table}_changes WHERE tenant_id = $1"),
+            &[&phone.tenant],
+        )
+        .await;
     assert_eq!(feed.len(), ITEMS);
-    let feed: BTreeMap<&str, &Value> = feed.iter().map(|row| (row[id].as_str().expect("an id"), row)).collect();
+    let feed: BTreeMap<&str, &Value> = feed
+        .iter()
+        .map(|row| (row[id].as_str().expect("an id"), row))
+        .collect();
     for (index, made) in made.iter().enumerate() {
         let subject = made.subject(&phone.user, &phone.device);
         let (row, change) = (rows[subject.as_str()], feed[subject.as_str()]);
-        assert_eq!((&row["version"], &row["deleted"]), (&1.into(), &false.into()), "{row}");
-        assert_eq!((&row["owner_id"], &row["device_id"]), (&phone.user.as_str().into(), &"phone-1".into()), "{row}");
+        assert_eq!(
+            (&row["version"], &row["deleted"]),
+            (&1.into(), &false.into()),
+            "{row}"
+        );
+        assert_eq!(
+            (&row["owner_id"], &row["device_id"]),
+            (&phone.user.as_str().into(), &"phone-1".into()),
+            "{row}"
+        );
         for (name, value) in &made.members() {
             assert!(same(value, &row["doc"][name]), "{name} is {value} and in {row}");
         }
-        assert_eq!((&change["version"], &change["operation"]), (&1.into(), &"create".into()), "{change}");
-        assert_eq!((&change["batch_id"], &change["batch_index"]), (&batch.into(), &index.into()), "{change}");
-        let fields: BTreeSet<&str> = change["fields"].as_array().expect("names").iter().filter_map(Value::as_str).collect();
-        let all: BTreeSet<&str> = row["doc"].as_object().expect("a document").keys().map(String::as_str).collect();
+        assert_eq!(
+            (&change["version"], &change["operation"]),
+            (&1.into(), &"create".into()),
+            "{change}"
+        );
+        assert_eq!(
+            (&change["batch_id"], &change["batch_index"]),
+            (&batch.into(), &index.into()),
+            "{change}"
+        );
+        let fields: BTreeSet<&str> = change["fields"]
+            .as_array()
+            .expect("names")
+            .iter()
+            .filter_map(Value::as_str)
+            .collect();
+        let all: BTreeSet<&str> = row["doc"]
+            .as_object()
+            .expect("a document")
+            .keys()
+            .map(String::as_str)
+            .collect();
         assert_eq!(fields, all, "a creation touches all that the document has");
-        assert_eq!((&row["partition"], &row["offset"]), (&change["partition"], &change["offset"]));
+        assert_eq!(
+            (&row["partition"], &row["offset"]),
+            (&change["partition"], &change["offset"])
+        );
     }
 }
 
 async fn changes_tell_the_items(domain: &Known, made: &[Made], phone: &Phone) {
     let told = phone.pull(domain.url, "limit=30").await;
     assert_eq!(told.len(), ITEMS);
-    let told: BTreeMap<&str, &Value> =
-        told.iter().map(|item| (item[domain.id_column()].as_str().expect("an id"), item)).collect();
+    let told: BTreeMap<&str, &Value> = told
+        .iter()
+        .map(|item| (item[domain.id_column()].as_str().expect("an id"), item))
+        .collect();
     for made in made {
         let item = told[made.subject(&phone.user, &phone.device).as_str()];
-        assert_eq!((&item["version"], &item["sync_status"]), (&1.into(), &"synced".into()), "{item}");
+        assert_eq!(
+            (&item["version"], &item["sync_status"]),
+            (&1.into(), &"synced".into()),
+            "{item}"
+        );
         assert!(item["last_sync_timestamp"].is_string(), "{item}");
         for (name, value) in &made.members() {
             assert!(same(value, &item[name]), "{name} is {value} and in {item}");
@@ -229,22 +323,38 @@ async fn a_supervisors_event_says_so_and_a_wrong_clock_is_put_right() {
     let id = Uuid::new_v4();
     let now = Utc::now();
     // Two hours slow: what it did at `sent_at` less five minutes was done five minutes ago.
-    let (sent_at, done_at) = (now - chrono::Duration::hours(2), now - chrono::Duration::minutes(125));
+    let (sent_at, done_at) = (
+        now - chrono::Duration::hours(2),
+        now - chrono::Duration::minutes(125),
+    );
     let body = serde_json::json!({
         "client_id": "tablet-9",
         "sent_at": sent_at.to_rfc3339(),
         "entries": [{"mobile_id": id, "version": 7, "jobdesc": "Of a phone with a slow clock", "client_timestamp": done_at.to_rfc3339()}],
     });
-    let answer = phone.send_batch("activity", &[("prefer", "wait=30")], body.to_string()).await.expect(200);
-    assert_eq!(answer.json()["synced_items"][0]["server_version"], 1, "{}", answer.text());
+    let answer = phone
+        .send_batch("activity", &[("prefer", "wait=30")], body.to_string())
+        .await
+        .expect(200);
+    assert_eq!(
+        answer.json()["synced_items"][0]["server_version"],
+        1,
+        "{}",
+        answer.text()
+    );
     let key = format!("{}/{id}", encoded(&phone.tenant));
     let records = read_topic(&deployment.brokers, &deployment.topic("sync.activity.v1"));
-    let record = records.iter().find(|record| record.key == key).expect("the event");
+    let record = records
+        .iter()
+        .find(|record| record.key == key)
+        .expect("the event");
     assert_eq!(record.header("ce_role"), "supervisor");
     assert_eq!(record.header("ce_type"), "tidelog.activity.update");
     assert_eq!(record.header("ce_baseversion"), "7");
     assert_eq!(record.headers.len(), 11, "{record:?}");
-    let time = DateTime::parse_from_rfc3339(record.header("ce_time")).expect("RFC 3339").to_utc();
+    let time = DateTime::parse_from_rfc3339(record.header("ce_time"))
+        .expect("RFC 3339")
+        .to_utc();
     let off = (time - (now - chrono::Duration::minutes(5))).num_milliseconds();
     assert!((0..5000).contains(&off), "{time} is off by {off} ms");
 }

@@ -57,12 +57,27 @@ async fn a_domain_of_a_users_own_works_the_whole_way() {
         json!({"mobile_id": Uuid::new_v4(), "place": "Cellar", "begun_at": "2026-03-02T10:00:00Z", "done_at": "2026-03-01T10:00:00Z"}).to_string(),
     ];
     let answer = phone.post("inspections", &entries).await.expect(200).json();
-    assert_eq!(answer["synced_items"].as_array().map(Vec::len), Some(2), "{answer}");
-    let rules: Vec<&str> = answer["errors"].as_array().expect("a list").iter().filter_map(|e| e["rule"].as_str()).collect();
+    assert_eq!(
+        answer["synced_items"].as_array().map(Vec::len),
+        Some(2),
+        "{answer}"
+    );
+    let rules: Vec<&str> = answer["errors"]
+        .as_array()
+        .expect("a list")
+        .iter()
+        .filter_map(|e| e["rule"].as_str())
+        .collect();
     assert_eq!(rules, ["min_length", "max", "order"], "{answer}");
 
-    let records = read_topic(&service.deployment.brokers, &service.deployment.topic("sync.inspections.v1"));
-    let record = records.iter().find(|record| record.header("ce_subject") == id.to_string()).expect("the event");
+    let records = read_topic(
+        &service.deployment.brokers,
+        &service.deployment.topic("sync.inspections.v1"),
+    );
+    let record = records
+        .iter()
+        .find(|record| record.header("ce_subject") == id.to_string())
+        .expect("the event");
     assert_eq!(record.header("ce_type"), "tidelog.inspections.create");
     assert_eq!(record.header("ce_policy"), "merge");
     assert_eq!(record.value, entries[0]);
@@ -70,9 +85,18 @@ async fn a_domain_of_a_users_own_works_the_whole_way() {
     // The state machine.
     let skip = json!({"mobile_id": id, "version": 1, "result": "failed"});
     phone.apply("inspections", skip).await;
-    let answer = phone.post("inspections", &[json!({"mobile_id": id, "version": 2, "result": "passed"}).to_string()]).await;
+    let answer = phone
+        .post(
+            "inspections",
+            &[json!({"mobile_id": id, "version": 2, "result": "passed"}).to_string()],
+        )
+        .await;
     let error = &answer.expect(200).json()["errors"][0];
-    assert_eq!((&error["error_code"], &error["allowed"]), (&"INVALID_TRANSITION".into(), &json!(["open"])), "{error}");
+    assert_eq!(
+        (&error["error_code"], &error["allowed"]),
+        (&"INVALID_TRANSITION".into(), &json!(["open"])),
+        "{error}"
+    );
 
     // Reading, filters, promoted columns.
     assert_eq!(replica.catch_up(&phone, "inspections", 1).await.len(), 2);
@@ -81,10 +105,21 @@ async fn a_domain_of_a_users_own_works_the_whole_way() {
     assert_eq!(phone.pull("inspections", "done_from=2026-03-02").await.len(), 1);
     assert_eq!(phone.pull("inspections", "done_from=2026-03-03").await.len(), 0);
     let db = service.deployment.db().await;
-    let row = &db.objects("SELECT place, result, score FROM inspections WHERE mobile_id = $1", &[&id]).await[0];
-    assert_eq!(*row, json!({"place": "Stairwell B", "result": "failed", "score": 70}));
+    let row = &db
+        .objects(
+            "SELECT place, result, score FROM inspections WHERE mobile_id = $1",
+            &[&id],
+        )
+        .await[0];
+    assert_eq!(
+        *row,
+        json!({"place": "Stairwell B", "result": "failed", "score": 70})
+    );
     // The domains that ship are there beside it.
-    phone.post("helpdesk", &crate::support::items::tickets(1)).await.expect(200);
+    phone
+        .post("helpdesk", &crate::support::items::tickets(1))
+        .await
+        .expect(200);
     let status = service.deployment.run(&["status", "--output", "json"]).json();
     assert_eq!(status["lag"], 0, "{status}");
 }
@@ -98,22 +133,71 @@ fn check_domain_names_the_lines_of_defects() {
         deployment.run(&["check-domain", name])
     };
     let good = check("good.toml", INSPECTIONS);
-    assert_eq!((good.code, good.stdout.trim()), (0, "good.toml: ok: domain inspections, topic sync.inspections.v1, table inspections"));
+    assert_eq!(
+        (good.code, good.stdout.trim()),
+        (
+            0,
+            "good.toml: ok: domain inspections, topic sync.inspections.v1, table inspections"
+        )
+    );
     for (name, text, line, says) in [
-        ("kind.toml", INSPECTIONS.replace("\"entity\"", "\"thing\""), 3, "kind"),
-        ("policy.toml", INSPECTIONS.replace("\"merge\"", "\"mine_wins\""), 5, "policy"),
-        ("filter.toml", INSPECTIONS.replace("\"result\", {", "\"outcome\", {"), 6, "outcome"),
-        ("initial.toml", INSPECTIONS.replace("initial = \"open\"", "initial = \"new\""), 10, "new"),
-        ("step.toml", INSPECTIONS.replace("failed = [\"open\"]", "failed = [\"lost\"]"), 14, "lost"),
-        ("order.toml", INSPECTIONS.replace("earlier = \"begun_at\"", "earlier = \"begun\""), 17, "begun"),
-        ("type.toml", INSPECTIONS.replace("type = \"integer\"", "type = \"int\""), 23, "int"),
+        (
+            "kind.toml",
+            INSPECTIONS.replace("\"entity\"", "\"thing\""),
+            3,
+            "kind",
+        ),
+        (
+            "policy.toml",
+            INSPECTIONS.replace("\"merge\"", "\"mine_wins\""),
+            5,
+            "policy",
+        ),
+        (
+            "filter.toml",
+            INSPECTIONS.replace("\"result\", {", "\"outcome\", {"),
+            6,
+            "outcome",
+        ),
+        (
+            "initial.toml",
+            INSPECTIONS.replace("initial = \"open\"", "initial = \"new\""),
+            10,
+            "new",
+        ),
+        (
+            "step.toml",
+            INSPECTIONS.replace("failed = [\"open\"]", "failed = [\"lost\"]"),
+            14,
+            "lost",
+        ),
+        (
+            "order.toml",
+            INSPECTIONS.replace("earlier = \"begun_at\"", "earlier = \"begun\""),
+            17,
+            "begun",
+        ),
+        (
+            "type.toml",
+            INSPECTIONS.replace("type = \"integer\"", "type = \"int\""),
+            23,
+            "int",
+        ),
         ("toml.toml", INSPECTIONS.replace("[fields]", "[fields"), 20, ""),
-        ("clash.toml", INSPECTIONS.replace("\"inspections\"", "\"helpdesk\""), 1, "helpdesk"),
+        (
+            "clash.toml",
+            INSPECTIONS.replace("\"inspections\"", "\"helpdesk\""),
+            1,
+            "helpdesk",
+        ),
     ] {
         let ran = check(name, &text);
         assert_eq!(ran.code, 1, "{name}: {ran:?}");
         let place = format!("{name}:{line}: ");
-        assert!(ran.stdout.contains(&place) && ran.stdout.contains(says), "{name}: {ran:?} names not {place}…{says}");
+        assert!(
+            ran.stdout.contains(&place) && ran.stdout.contains(says),
+            "{name}: {ran:?} names not {place}…{says}"
+        );
     }
     let ran = deployment.run(&["check-domain", "nowhere.toml"]);
     assert!(ran.code == 1 && ran.stdout.contains("nowhere.toml"), "{ran:?}");
@@ -121,10 +205,23 @@ fn check_domain_names_the_lines_of_defects() {
 
 #[test]
 fn a_service_with_a_defective_definition_does_not_start() {
-    let deployment = deployment_with("defective", "inspections.toml", &INSPECTIONS.replace("\"entity\"", "\"thing\""));
-    for command in [&["migrate"][..], &["topics"], &["serve"], &["ingest"], &["project"]] {
+    let deployment = deployment_with(
+        "defective",
+        "inspections.toml",
+        &INSPECTIONS.replace("\"entity\"", "\"thing\""),
+    );
+    for command in [
+        &["migrate"][..],
+        &["topics"],
+        &["serve"],
+        &["ingest"],
+        &["project"],
+    ] {
         let ran = deployment.run(command);
         assert_ne!(ran.code, 0, "{command:?}: {ran:?}");
-        assert!(ran.stderr.contains("inspections.toml") && ran.stderr.contains("line 3"), "{command:?}: {ran:?}");
+        assert!(
+            ran.stderr.contains("inspections.toml") && ran.stderr.contains("line 3"),
+            "{command:?}: {ran:?}"
+        );
     }
 }

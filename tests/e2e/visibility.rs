@@ -71,7 +71,10 @@ async fn a_journal_entry_and_its_media_are_seen_by_whom_its_scope_names() {
         ("manager", vec!["author", "supervisor"]),
         ("team", vec!["author", "colleague"]),
         ("aggregate", vec!["author"]),
-        ("shared", vec!["author", "colleague", "stranger", "supervisor", "operator"]),
+        (
+            "shared",
+            vec!["author", "colleague", "stranger", "supervisor", "operator"],
+        ),
     ] {
         let people = people(scope);
         let (id, photo) = (Uuid::new_v4(), Uuid::new_v4());
@@ -85,7 +88,11 @@ async fn a_journal_entry_and_its_media_are_seen_by_whom_its_scope_names() {
                     assert_eq!(phone.pull(domain, query).await.len(), expected, "{what}, {query}");
                 }
                 let status = if expected == 1 { 200 } else { 404 };
-                assert_eq!(phone.record(domain, &id.to_string()).await.status, status, "{what}");
+                assert_eq!(
+                    phone.record(domain, &id.to_string()).await.status,
+                    status,
+                    "{what}"
+                );
             }
         }
     }
@@ -115,7 +122,13 @@ async fn an_entry_that_turns_private_is_removed_from_those_who_saw_it() {
             copies.push((name, phone, domain, copy));
         }
     }
-    people.author.apply("journal", json!({"mobile_id": id, "version": 1, "privacy_scope": "private"})).await;
+    people
+        .author
+        .apply(
+            "journal",
+            json!({"mobile_id": id, "version": 1, "privacy_scope": "private"}),
+        )
+        .await;
     for (name, phone, domain, copy) in &mut copies {
         let told = copy.catch_up(phone, domain, 10).await;
         let removals = told.iter().filter(|item| item["deleted"] == true).count();
@@ -124,20 +137,48 @@ async fn an_entry_that_turns_private_is_removed_from_those_who_saw_it() {
             "colleague" => (1, 1, 0),
             _ => (0, 0, 0),
         };
-        assert_eq!((told.len(), removals, copy.records.len()), expected, "{name} in {domain}: {told:?}");
+        assert_eq!(
+            (told.len(), removals, copy.records.len()),
+            expected,
+            "{name} in {domain}: {told:?}"
+        );
     }
-    people.colleague.record("journal", &id.to_string()).await.expect(404);
+    people
+        .colleague
+        .record("journal", &id.to_string())
+        .await
+        .expect(404);
     // And back into sight, of everybody.
-    people.author.apply("journal", json!({"mobile_id": id, "version": 2, "privacy_scope": "shared"})).await;
+    people
+        .author
+        .apply(
+            "journal",
+            json!({"mobile_id": id, "version": 2, "privacy_scope": "shared"}),
+        )
+        .await;
     for (name, phone, domain, copy) in &mut copies {
         let told = copy.catch_up(phone, domain, 10).await;
-        assert_eq!((told.len(), copy.records.len()), (1, 1), "{name} in {domain}: {told:?}");
+        assert_eq!(
+            (told.len(), copy.records.len()),
+            (1, 1),
+            "{name} in {domain}: {told:?}"
+        );
     }
     // A deletion is told to those who saw it: all.
-    people.author.apply("journal", json!({"mobile_id": id, "version": 3, "is_deleted": true})).await;
+    people
+        .author
+        .apply(
+            "journal",
+            json!({"mobile_id": id, "version": 3, "is_deleted": true}),
+        )
+        .await;
     for (name, phone, domain, copy) in &mut copies {
         let told = copy.catch_up(phone, domain, 10).await;
-        assert_eq!((told.len(), copy.records.len()), (1, 0), "{name} in {domain}: {told:?}");
+        assert_eq!(
+            (told.len(), copy.records.len()),
+            (1, 0),
+            "{name} in {domain}: {told:?}"
+        );
         assert_eq!(told[0]["deleted"], true);
     }
 }
@@ -153,7 +194,13 @@ async fn a_deletion_is_told_only_to_those_who_could_see_the_record() {
         copy.catch_up(phone, "journal", 10).await;
         copies.push((name, phone, copy));
     }
-    people.author.apply("journal", json!({"mobile_id": id, "version": 1, "sync_status": "pending_delete"})).await;
+    people
+        .author
+        .apply(
+            "journal",
+            json!({"mobile_id": id, "version": 1, "sync_status": "pending_delete"}),
+        )
+        .await;
     for (name, phone, copy) in &mut copies {
         let told = copy.catch_up(phone, "journal", 10).await;
         assert_eq!(told.len(), usize::from(*name == "author"), "{name}: {told:?}");
@@ -168,11 +215,20 @@ async fn media_that_come_before_their_entry_are_their_owners_and_follow_it_later
     let (id, photo) = (Uuid::new_v4(), Uuid::new_v4());
     people.author.apply("journal-media", medium(photo, id)).await;
     let mut colleague = Replica::default();
-    assert!(colleague.catch_up(&people.colleague, "journal-media", 10).await.is_empty());
+    assert!(
+        colleague
+            .catch_up(&people.colleague, "journal-media", 10)
+            .await
+            .is_empty()
+    );
     assert_eq!(people.author.pull("journal-media", "").await.len(), 1);
     people.author.apply("journal", entry(id, "team")).await;
     let told = colleague.catch_up(&people.colleague, "journal-media", 10).await;
-    assert_eq!((told.len(), &told[0]["mobile_id"]), (1, &json!(photo)), "{told:?}");
+    assert_eq!(
+        (told.len(), &told[0]["mobile_id"]),
+        (1, &json!(photo)),
+        "{told:?}"
+    );
     assert_eq!(told[0]["version"], 1, "who sees it is no version of it");
 }
 
@@ -186,15 +242,37 @@ async fn who_writes_a_journal_entry() {
     let edit = |id, version| json!({"mobile_id": id, "version": version, "content": "edited"});
     people.colleague.apply("journal", edit(team, 1)).await;
     people.stranger.apply("journal", edit(shared, 1)).await;
-    for (phone, id, version) in [(&people.colleague, private, 1), (&people.stranger, team, 2), (&people.supervisor, private, 1)] {
-        let answer = phone.post("journal", &[edit(id, version).to_string()]).await.expect(200).json();
+    for (phone, id, version) in [
+        (&people.colleague, private, 1),
+        (&people.stranger, team, 2),
+        (&people.supervisor, private, 1),
+    ] {
+        let answer = phone
+            .post("journal", &[edit(id, version).to_string()])
+            .await
+            .expect(200)
+            .json();
         assert_eq!(answer["errors"][0]["error_code"], "FORBIDDEN", "{answer}");
         assert!(answer["errors"][0].get("server_version").is_none(), "{answer}");
     }
     // An edit never changes the owner: turned private, it is the author's alone.
-    people.stranger.apply("journal", json!({"mobile_id": shared, "version": 2, "privacy_scope": "private"})).await;
-    people.stranger.record("journal", &shared.to_string()).await.expect(404);
-    people.author.record("journal", &shared.to_string()).await.expect(200);
+    people
+        .stranger
+        .apply(
+            "journal",
+            json!({"mobile_id": shared, "version": 2, "privacy_scope": "private"}),
+        )
+        .await;
+    people
+        .stranger
+        .record("journal", &shared.to_string())
+        .await
+        .expect(404);
+    people
+        .author
+        .record("journal", &shared.to_string())
+        .await
+        .expect(200);
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -206,7 +284,11 @@ async fn attendance_is_seen_by_its_owner_alone() {
     for (name, phone) in people.all() {
         let expected = usize::from(name == "author");
         assert_eq!(phone.pull("attendance", "").await.len(), expected, "{name}");
-        assert_eq!(phone.record("attendance", &id.to_string()).await.status == 200, expected == 1, "{name}");
+        assert_eq!(
+            phone.record("attendance", &id.to_string()).await.status == 200,
+            expected == 1,
+            "{name}"
+        );
     }
 }
 
@@ -218,7 +300,11 @@ async fn telemetry_is_ones_own_and_supervisors_and_operators_see_all() {
     for (name, phone) in people.all() {
         let expected = usize::from(["author", "supervisor", "operator"].contains(&name));
         assert_eq!(phone.pull("voice", "").await.len(), expected, "{name}");
-        assert_eq!(phone.record("voice", "v").await.status == 200, expected == 1, "{name}");
+        assert_eq!(
+            phone.record("voice", "v").await.status == 200,
+            expected == 1,
+            "{name}"
+        );
     }
 }
 
@@ -226,33 +312,90 @@ async fn telemetry_is_ones_own_and_supervisors_and_operators_see_all() {
 async fn another_tenants_records_are_as_if_absent() {
     let (mine, foreign) = (people("mine"), people("foreign"));
     let id = Uuid::new_v4();
-    mine.author.apply("helpdesk", ticket(id, "A ticket of my tenant")).await;
+    mine.author
+        .apply("helpdesk", ticket(id, "A ticket of my tenant"))
+        .await;
     for (_, phone) in foreign.all() {
         assert!(phone.pull("helpdesk", "").await.is_empty());
-        assert!(phone.pull("helpdesk", "since=2020-01-01T00:00:00Z").await.is_empty());
+        assert!(
+            phone
+                .pull("helpdesk", "since=2020-01-01T00:00:00Z")
+                .await
+                .is_empty()
+        );
         let there = phone.record("helpdesk", &id.to_string()).await;
         let absent = phone.record("helpdesk", &Uuid::new_v4().to_string()).await;
-        assert_eq!((there.status, &there.body), (404, &absent.body), "{}", there.text());
+        assert_eq!(
+            (there.status, &there.body),
+            (404, &absent.body),
+            "{}",
+            there.text()
+        );
     }
     // The same identity in another tenant is another record, new to it.
-    let entry = foreign.author.apply("helpdesk", ticket(id, "A ticket of their tenant")).await;
-    assert_eq!((&entry["status"], &entry["server_version"]), (&"created".into(), &1.into()));
+    let entry = foreign
+        .author
+        .apply("helpdesk", ticket(id, "A ticket of their tenant"))
+        .await;
+    assert_eq!(
+        (&entry["status"], &entry["server_version"]),
+        (&"created".into(), &1.into())
+    );
     let again = json!({"mobile_id": id, "version": 1, "comments": "edited"});
     foreign.author.apply("helpdesk", again).await;
-    let record = mine.author.record("helpdesk", &id.to_string()).await.expect(200).json();
-    assert_eq!((&record["version"], &record["ticketdesc"]), (&1.into(), &"A ticket of my tenant".into()));
+    let record = mine
+        .author
+        .record("helpdesk", &id.to_string())
+        .await
+        .expect(200)
+        .json();
+    assert_eq!(
+        (&record["version"], &record["ticketdesc"]),
+        (&1.into(), &"A ticket of my tenant".into())
+    );
 }
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_cursor_that_was_lent_shows_no_more_than_ones_own() {
     let people = people("lent");
-    people.author.post("journal", &[entry(Uuid::new_v4(), "private").to_string()]).await.expect(200);
-    let before = people.author.page("journal", "since=2020-01-01T00:00:00Z&limit=1").await;
-    people.author.post("journal", &[entry(Uuid::new_v4(), "private").to_string()]).await.expect(200);
+    people
+        .author
+        .post("journal", &[entry(Uuid::new_v4(), "private").to_string()])
+        .await
+        .expect(200);
+    let before = people
+        .author
+        .page("journal", "since=2020-01-01T00:00:00Z&limit=1")
+        .await;
+    people
+        .author
+        .post("journal", &[entry(Uuid::new_v4(), "private").to_string()])
+        .await
+        .expect(200);
     let cursor = before["cursor"].as_str().expect("a cursor");
-    assert_eq!(people.author.pull("journal", &format!("cursor={cursor}")).await.len(), 1);
-    assert!(people.stranger.pull("journal", &format!("cursor={cursor}")).await.is_empty());
+    assert_eq!(
+        people
+            .author
+            .pull("journal", &format!("cursor={cursor}"))
+            .await
+            .len(),
+        1
+    );
+    assert!(
+        people
+            .stranger
+            .pull("journal", &format!("cursor={cursor}"))
+            .await
+            .is_empty()
+    );
     let entries = tickets(1);
     people.author.post("helpdesk", &entries).await.expect(200);
-    assert!(people.stranger.record("helpdesk", &id_of(&entries[0])).await.status == 200);
+    assert!(
+        people
+            .stranger
+            .record("helpdesk", &id_of(&entries[0]))
+            .await
+            .status
+            == 200
+    );
 }

@@ -13,7 +13,14 @@ pub(crate) struct Db {
 }
 
 /// Columns that change although nothing happened: heartbeats, and the count of hits.
-const RESTLESS: [&str; 6] = ["applied_through", "updated_at", "end_offset", "hit_count", "last_hit_at", "owner"];
+const RESTLESS: [&str; 6] = [
+    "applied_through",
+    "updated_at",
+    "end_offset",
+    "hit_count",
+    "last_hit_at",
+    "owner",
+];
 
 impl Db {
     pub(crate) async fn connect(url: &str, schema: &str) -> Db {
@@ -21,11 +28,17 @@ impl Db {
         config.options(format!("-c search_path={schema}"));
         let (client, connection) = config.connect(NoTls).await.expect("Postgres answers");
         tokio::spawn(connection);
-        Db { client, schema: schema.to_owned() }
+        Db {
+            client,
+            schema: schema.to_owned(),
+        }
     }
 
     pub(crate) async fn rows(&self, sql: &str, values: &[&(dyn ToSql + Sync)]) -> Vec<Row> {
-        self.client.query(sql, values).await.unwrap_or_else(|e| panic!("{e:?}: {sql}"))
+        self.client
+            .query(sql, values)
+            .await
+            .unwrap_or_else(|e| panic!("{e:?}: {sql}"))
     }
 
     /// The first column of the only row, a whole number.
@@ -36,7 +49,11 @@ impl Db {
     /// Rows as JSON objects.
     pub(crate) async fn objects(&self, sql: &str, values: &[&(dyn ToSql + Sync)]) -> Vec<Value> {
         let sql = format!("SELECT to_jsonb(found) FROM ({sql}) found");
-        self.rows(&sql, values).await.iter().map(|row| row.get(0)).collect()
+        self.rows(&sql, values)
+            .await
+            .iter()
+            .map(|row| row.get(0))
+            .collect()
     }
 
     /// Everything that the schema holds of a tenant, and the positions of topics with that name: by table, its rows
@@ -62,7 +79,8 @@ impl Db {
                 "positions" | "idempotency_records" => RESTLESS.to_vec(),
                 _ => Vec::new(),
             };
-            let sql = format!("SELECT (to_jsonb(t) - $3::text[])::text FROM \"{name}\" t WHERE {whose} ORDER BY 1");
+            let sql =
+                format!("SELECT (to_jsonb(t) - $3::text[])::text FROM \"{name}\" t WHERE {whose} ORDER BY 1");
             let rows = self.rows(&sql, &[&tenant, &topic, &restless]).await;
             contents.insert(name, rows.iter().map(|row| row.get(0)).collect());
         }

@@ -28,7 +28,10 @@ pub(crate) struct Answer {
 
 impl Http {
     pub(crate) fn new(base: String) -> Http {
-        Http { client: Client::builder(TokioExecutor::new()).build_http(), base }
+        Http {
+            client: Client::builder(TokioExecutor::new()).build_http(),
+            base,
+        }
     }
 
     /// Sends a request; an error is the connection's.
@@ -39,7 +42,9 @@ impl Http {
         headers: &[(&str, &str)],
         body: Bytes,
     ) -> Result<Answer, String> {
-        let mut request = Request::builder().method(method).uri(format!("{}{path}", self.base));
+        let mut request = Request::builder()
+            .method(method)
+            .uri(format!("{}{path}", self.base));
         for (name, value) in headers {
             request = request.header(*name, *value);
         }
@@ -48,14 +53,26 @@ impl Http {
             let response = self.client.request(request).await.map_err(|e| format!("{e:?}"))?;
             let (head, body) = response.into_parts();
             let body = body.collect().await.map_err(|e| format!("{e:?}"))?.to_bytes();
-            Ok(Answer { status: head.status.as_u16(), headers: head.headers, body })
+            Ok(Answer {
+                status: head.status.as_u16(),
+                headers: head.headers,
+                body,
+            })
         };
         let answer = tokio::time::timeout(super::PATIENCE, exchange).await;
         answer.unwrap_or_else(|_| panic!("{path} did not answer within {:?}", super::PATIENCE))
     }
 
-    pub(crate) async fn send(&self, method: Method, path: &str, headers: &[(&str, &str)], body: Bytes) -> Answer {
-        self.try_send(method, path, headers, body).await.unwrap_or_else(|e| panic!("{path}: {e}"))
+    pub(crate) async fn send(
+        &self,
+        method: Method,
+        path: &str,
+        headers: &[(&str, &str)],
+        body: Bytes,
+    ) -> Answer {
+        self.try_send(method, path, headers, body)
+            .await
+            .unwrap_or_else(|e| panic!("{path}: {e}"))
     }
 }
 
@@ -71,7 +88,12 @@ impl Answer {
     #[track_caller]
     pub(crate) fn expect_problem(self, status: u16, slug: &str, detail: &str) -> Value {
         let answer = self.expect(status);
-        assert_eq!(answer.header("content-type"), Some("application/problem+json"), "{}", answer.text());
+        assert_eq!(
+            answer.header("content-type"),
+            Some("application/problem+json"),
+            "{}",
+            answer.text()
+        );
         let problem = answer.json();
         assert_eq!(problem["type"], format!("/problems/{slug}"), "{problem}");
         assert_eq!(problem["status"], status, "{problem}");
@@ -81,7 +103,9 @@ impl Answer {
     }
 
     pub(crate) fn header(&self, name: &str) -> Option<&str> {
-        self.headers.get(name).map(|value| value.to_str().expect("a header of text"))
+        self.headers
+            .get(name)
+            .map(|value| value.to_str().expect("a header of text"))
     }
 
     pub(crate) fn text(&self) -> String {

@@ -20,7 +20,9 @@ impl Record {
     #[track_caller]
     pub(crate) fn header(&self, name: &str) -> &str {
         let mut values = self.headers.iter().filter(|(known, _)| known == name);
-        let (_, value) = values.next().unwrap_or_else(|| panic!("no header {name}: {self:?}"));
+        let (_, value) = values
+            .next()
+            .unwrap_or_else(|| panic!("no header {name}: {self:?}"));
         assert!(values.next().is_none(), "{name} is there twice: {self:?}");
         value
     }
@@ -33,10 +35,25 @@ impl Record {
 /// All records of a topic, by partition and offset.
 pub(crate) fn read_topic(brokers: &str, topic: &str) -> Vec<Record> {
     let output = Command::new("kcat")
-        .args(["-C", "-b", brokers, "-t", topic, "-o", "beginning", "-e", "-q", "-J"])
+        .args([
+            "-C",
+            "-b",
+            brokers,
+            "-t",
+            topic,
+            "-o",
+            "beginning",
+            "-e",
+            "-q",
+            "-J",
+        ])
         .output()
         .expect("kcat is installed: deploy/install.sh test does it");
-    assert!(output.status.success(), "kcat: {}", String::from_utf8_lossy(&output.stderr));
+    assert!(
+        output.status.success(),
+        "kcat: {}",
+        String::from_utf8_lossy(&output.stderr)
+    );
     let text = String::from_utf8(output.stdout).expect("kcat prints UTF-8");
     let mut records: Vec<Record> = text.lines().map(record).collect();
     records.sort_by_key(|record| (record.partition, record.offset));
@@ -45,15 +62,25 @@ pub(crate) fn read_topic(brokers: &str, topic: &str) -> Vec<Record> {
 
 fn record(line: &str) -> Record {
     let shown: Value = serde_json::from_str(line).unwrap_or_else(|e| panic!("{e}: {line}"));
-    let text = |name: &str| shown[name].as_str().unwrap_or_else(|| panic!("no {name}: {line}")).to_owned();
-    let headers: Vec<String> = shown["headers"]
-        .as_array()
-        .map_or(Vec::new(), |list| list.iter().map(|part| part.as_str().unwrap_or_default().to_owned()).collect());
+    let text = |name: &str| {
+        shown[name]
+            .as_str()
+            .unwrap_or_else(|| panic!("no {name}: {line}"))
+            .to_owned()
+    };
+    let headers: Vec<String> = shown["headers"].as_array().map_or(Vec::new(), |list| {
+        list.iter()
+            .map(|part| part.as_str().unwrap_or_default().to_owned())
+            .collect()
+    });
     Record {
         partition: shown["partition"].as_i64().expect("a partition") as i32,
         offset: shown["offset"].as_i64().expect("an offset"),
         key: text("key"),
-        headers: headers.chunks(2).map(|pair| (pair[0].clone(), pair[1].clone())).collect(),
+        headers: headers
+            .chunks(2)
+            .map(|pair| (pair[0].clone(), pair[1].clone()))
+            .collect(),
         value: text("payload"),
     }
 }
@@ -65,15 +92,24 @@ pub(crate) fn end_offsets(brokers: &str, topic: &str, partitions: i32) -> Vec<i6
     for partition in 0..partitions {
         kcat.args(["-t", &format!("{topic}:{partition}:-1")]);
     }
-    let output = kcat.output().expect("kcat is installed: deploy/install.sh test does it");
-    assert!(output.status.success(), "kcat: {}", String::from_utf8_lossy(&output.stderr));
+    let output = kcat
+        .output()
+        .expect("kcat is installed: deploy/install.sh test does it");
+    assert!(
+        output.status.success(),
+        "kcat: {}",
+        String::from_utf8_lossy(&output.stderr)
+    );
     let text = String::from_utf8_lossy(&output.stdout).into_owned();
-    let mut ends: Vec<(i32, i64)> = text.lines().filter_map(|line| {
-        // `topic [0] offset 12`
-        let (_, rest) = line.rsplit_once('[')?;
-        let (partition, offset) = rest.split_once("] offset ")?;
-        Some((partition.parse().ok()?, offset.trim().parse().ok()?))
-    }).collect();
+    let mut ends: Vec<(i32, i64)> = text
+        .lines()
+        .filter_map(|line| {
+            // `topic [0] offset 12`
+            let (_, rest) = line.rsplit_once('[')?;
+            let (partition, offset) = rest.split_once("] offset ")?;
+            Some((partition.parse().ok()?, offset.trim().parse().ok()?))
+        })
+        .collect();
     ends.sort_unstable();
     assert_eq!(ends.len(), partitions as usize, "{text}");
     ends.into_iter().map(|(_, end)| end).collect()

@@ -39,19 +39,27 @@ impl Phone {
             tenant: tenant.to_owned(),
             user: user.to_owned(),
             device: device.to_owned(),
-            bearer: format!("Bearer {}", token(&deployment.jwt_secret, tenant, user, None, role, 3600)),
+            bearer: format!(
+                "Bearer {}",
+                token(&deployment.jwt_secret, tenant, user, None, role, 3600)
+            ),
         }
     }
 
     /// The body of a batch.
     pub(crate) fn batch<T: AsRef<str>>(&self, entries: &[T]) -> String {
         let entries: Vec<&str> = entries.iter().map(AsRef::as_ref).collect();
-        format!(r#"{{"client_id":"{}","entries":[{}]}}"#, self.device, entries.join(","))
+        format!(
+            r#"{{"client_id":"{}","entries":[{}]}}"#,
+            self.device,
+            entries.join(",")
+        )
     }
 
     /// Posts a batch and waits for its final answer.
     pub(crate) async fn post<T: AsRef<str>>(&self, domain: &str, entries: &[T]) -> Answer {
-        self.send_batch(domain, &[("prefer", "wait=30")], self.batch(entries)).await
+        self.send_batch(domain, &[("prefer", "wait=30")], self.batch(entries))
+            .await
     }
 
     /// Posts a batch under a key and waits for its final answer.
@@ -69,7 +77,11 @@ impl Phone {
             assert_eq!(answer.status, 200, "{at}: {}", answer.text());
             let entry = answer.json()["synced_items"][0].clone();
             let status = entry["status"].as_str().unwrap_or_default();
-            assert!(["created", "updated"].contains(&status), "{at}: {}", answer.text());
+            assert!(
+                ["created", "updated"].contains(&status),
+                "{at}: {}",
+                answer.text()
+            );
             entry
         }
     }
@@ -80,7 +92,8 @@ impl Phone {
         headers: &[(&str, &str)],
         body: impl Into<Bytes>,
     ) -> Answer {
-        self.send(Method::POST, &format!("/api/v1/{domain}/sync"), headers, body).await
+        self.send(Method::POST, &format!("/api/v1/{domain}/sync"), headers, body)
+            .await
     }
 
     /// A request with this phone's token; a body is JSON unless the headers say otherwise.
@@ -91,7 +104,9 @@ impl Phone {
         headers: &[(&str, &str)],
         body: impl Into<Bytes>,
     ) -> Answer {
-        self.try_send(method, path, headers, body).await.unwrap_or_else(|e| panic!("{path}: {e}"))
+        self.try_send(method, path, headers, body)
+            .await
+            .unwrap_or_else(|e| panic!("{path}: {e}"))
     }
 
     /// The same where the connection may fail.
@@ -117,7 +132,10 @@ impl Phone {
 
     /// One page of changes.
     pub(crate) async fn page(&self, domain: &str, query: &str) -> Value {
-        self.get(&format!("/api/v1/{domain}/changes?{query}")).await.expect(200).json()
+        self.get(&format!("/api/v1/{domain}/changes?{query}"))
+            .await
+            .expect(200)
+            .json()
     }
 
     /// The changes of a first sync or by filters, page by page to the end.
@@ -140,8 +158,18 @@ impl Phone {
 }
 
 /// A token; a negative `ttl` has ended.
-pub(crate) fn token(secret: &str, tenant: &str, user: &str, device: Option<&str>, role: Role, ttl: i64) -> String {
-    let now = SystemTime::now().duration_since(UNIX_EPOCH).expect("a clock after 1970").as_secs();
+pub(crate) fn token(
+    secret: &str,
+    tenant: &str,
+    user: &str,
+    device: Option<&str>,
+    role: Role,
+    ttl: i64,
+) -> String {
+    let now = SystemTime::now()
+        .duration_since(UNIX_EPOCH)
+        .expect("a clock after 1970")
+        .as_secs();
     let claims = Claims {
         tenant: TenantId::parse(tenant).expect("a tenant"),
         sub: UserId::parse(user).expect("a user"),
@@ -168,21 +196,58 @@ impl Replica {
     }
 
     /// Takes one page; answers whether there are more.
-    pub(crate) async fn step(&mut self, phone: &Phone, domain: &str, limit: usize, told: &mut Vec<Value>) -> bool {
-        let cursor = self.cursor.as_ref().map(|cursor| format!("&cursor={cursor}")).unwrap_or_default();
-        let page = phone.page(domain, &format!("limit={limit}{cursor}")).await;
+    pub(crate) async fn step(
+        &mut self,
+        phone: &Phone,
+        domain: &str,
+        limit: usize,
+        told: &mut Vec<Value>,
+    ) -> bool {
+        let page = phone.page(domain, &self.query(limit)).await;
+        self.take(&page, limit, told)
+    }
+
+    /// Takes one page, if the service answers at all; answers whether there are more.
+    pub(crate) async fn try_step(&mut self, phone: &Phone, domain: &str, limit: usize) -> Option<bool> {
+        let path = format!("/api/v1/{domain}/changes?{}", self.query(limit));
+        let answer = phone.try_send(Method::GET, &path, &[], Bytes::new()).await.ok()?;
+        match answer.status {
+            200 => Some(self.take(&answer.json(), limit, &mut Vec::new())),
+            status => {
+                assert!(status >= 500, "{}", answer.text());
+                None
+            }
+        }
+    }
+
+    fn query(&self, limit: usize) -> String {
+        let cursor = self
+            .cursor
+            .as_ref()
+            .map(|cursor| format!("&cursor={cursor}"))
+            .unwrap_or_default();
+        format!("limit={limit}{cursor}")
+    }
+
+    fn take(&mut self, page: &Value, limit: usize, told: &mut Vec<Value>) -> bool {
         let items = page["items"].as_array().expect("items").clone();
         assert!(items.len() <= limit, "{} items, asked for {limit}", items.len());
         for item in &items {
-            let id = item.get("mobile_id").or(item.get("item_id")).and_then(Value::as_str).expect("an identity");
+            let id = item
+                .get("mobile_id")
+                .or(item.get("item_id"))
+                .and_then(Value::as_str)
+                .expect("an identity");
             if item["deleted"] == true {
                 self.records.remove(id);
-            } else {
-                let before = self.records.insert(id.to_owned(), item.clone());
-                let version = |item: &Value| item["version"].as_i64().expect("a version");
-                if let Some(before) = before {
-                    assert!(version(&before) <= version(item), "a record went back: {before} then {item}");
-                }
+                continue;
+            }
+            let version = |item: &Value| item["version"].as_i64().expect("a version");
+            if let Some(before) = self.records.insert(id.to_owned(), item.clone()) {
+                assert!(
+                    version(&before) <= version(item),
+                    "a record went back: {before} then {item}"
+                );
             }
         }
         told.extend(items);

@@ -24,9 +24,18 @@ impl Process {
     pub(crate) fn start(name: &str, command: &Command, dir: &Path) -> Process {
         let (log, lock) = (dir.join(format!("{name}.log")), dir.join(format!("{name}.lock")));
         let _ = std::fs::remove_file(&lock);
-        let out = File::options().append(true).create(true).open(&log).expect("a log file");
+        let out = File::options()
+            .append(true)
+            .create(true)
+            .open(&log)
+            .expect("a log file");
         let mut guard = Command::new(env!("CARGO_BIN_EXE_tidelog"));
-        guard.arg("__guard").arg("--lock").arg(&lock).arg("--dir").arg(dir);
+        guard
+            .arg("__guard")
+            .arg("--lock")
+            .arg(&lock)
+            .arg("--dir")
+            .arg(dir);
         guard.args(["--signal", "TERM", "--deadline", "10", "--"]);
         guard.arg(command.get_program()).args(command.get_args());
         for (name, value) in command.get_envs() {
@@ -36,17 +45,28 @@ impl Process {
             };
         }
         guard.current_dir(dir).stdin(Stdio::piped());
-        guard.stdout(out.try_clone().expect("a file can be had twice")).stderr(out);
+        guard
+            .stdout(out.try_clone().expect("a file can be had twice"))
+            .stderr(out);
         let mut guard = guard.spawn().expect("tidelog can be run");
         let leash = guard.stdin.take();
         let pid = eventually_blocking(&format!("{name} has started"), || {
             let pid = std::fs::read_to_string(&lock).ok()?.trim().parse().ok();
             if pid.is_none() && matches!(guard.try_wait(), Ok(Some(_))) {
-                panic!("{name} was not started: {}", std::fs::read_to_string(&log).unwrap_or_default());
+                panic!(
+                    "{name} was not started: {}",
+                    std::fs::read_to_string(&log).unwrap_or_default()
+                );
             }
             Pid::from_raw(pid?)
         });
-        Process { name: name.to_owned(), pid, log, guard, leash }
+        Process {
+            name: name.to_owned(),
+            pid,
+            log,
+            guard,
+            leash,
+        }
     }
 
     pub(crate) fn pid(&self) -> i32 {
@@ -62,7 +82,11 @@ impl Process {
     pub(crate) fn last_words(&self) -> String {
         let log = self.log();
         let lines: Vec<&str> = log.lines().collect();
-        format!("{} said last:\n{}", self.name, lines[lines.len().saturating_sub(40)..].join("\n"))
+        format!(
+            "{} said last:\n{}",
+            self.name,
+            lines[lines.len().saturating_sub(40)..].join("\n")
+        )
     }
 
     /// Whether it has ended, and how.
@@ -95,8 +119,12 @@ impl Process {
 
     /// The greatest amount of memory that it has had, in bytes.
     pub(crate) fn peak_memory(&self) -> u64 {
-        let status = std::fs::read_to_string(format!("/proc/{}/status", self.pid())).expect("a running process");
-        let line = status.lines().find_map(|line| line.strip_prefix("VmHWM:")).expect("a peak");
+        let status =
+            std::fs::read_to_string(format!("/proc/{}/status", self.pid())).expect("a running process");
+        let line = status
+            .lines()
+            .find_map(|line| line.strip_prefix("VmHWM:"))
+            .expect("a peak");
         let kib: u64 = line.trim().trim_end_matches(" kB").parse().expect("a number");
         kib * 1024
     }

@@ -74,9 +74,14 @@ fn accept(client: TcpStream, address: &str, wire: &Arc<Mutex<Wire>>) {
         let _ = client.shutdown(Shutdown::Both);
         return;
     }
-    let Ok(server) = TcpStream::connect(address) else { return };
+    let Ok(server) = TcpStream::connect(address) else {
+        return;
+    };
     let both = |stream: &TcpStream| stream.try_clone().expect("a socket can be had twice");
-    wire.lock().expect("no panic").open.extend([both(&client), both(&server)]);
+    wire.lock()
+        .expect("no panic")
+        .open
+        .extend([both(&client), both(&server)]);
     for (from, to) in [(both(&client), both(&server)), (server, client)] {
         let wire = wire.clone();
         std::thread::spawn(move || pump(from, to, &wire));

@@ -144,7 +144,10 @@ impl Deployment {
     pub(crate) fn answers(&self, process: &mut Process, path: &str) {
         eventually_blocking(&format!("{path} answers 200"), || {
             if let Some(status) = process.ended() {
-                panic!("it ended ({status}) before {path} answered. {}", process.last_words());
+                panic!(
+                    "it ended ({status}) before {path} answered. {}",
+                    process.last_words()
+                );
             }
             (super::http::status_of(self.port, path) == Some(200)).then_some(())
         });

@@ -102,8 +102,16 @@ fn binary() -> PathBuf {
         return path.into();
     }
     let test = std::env::current_exe().expect("a test knows where it lies");
-    let path = test.ancestors().nth(2).expect("tests lie in target/*/deps").join("tidelog");
-    assert!(path.exists(), "{} is not built: run `cargo build` first", path.display());
+    let path = test
+        .ancestors()
+        .nth(2)
+        .expect("tests lie in target/*/deps")
+        .join("tidelog");
+    assert!(
+        path.exists(),
+        "{} is not built: run `cargo build` first",
+        path.display()
+    );
     path
 }
 

@@ -35,7 +35,9 @@ pub(crate) fn once(stack: &'static SharedStack) {
 }
 
 fn is_left_over(name: &str, prefix: &str) -> bool {
-    let Some(rest) = name.strip_prefix(prefix) else { return false };
+    let Some(rest) = name.strip_prefix(prefix) else {
+        return false;
+    };
     let pid: String = rest.chars().take_while(char::is_ascii_digit).collect();
     !pid.is_empty() && !Path::new("/proc").join(pid).exists()
 }
@@ -44,8 +46,15 @@ async fn topics(brokers: &str) {
     let mut config = ClientConfig::new();
     config.set("bootstrap.servers", brokers);
     let consumer: BaseConsumer = config.create().expect("a client");
-    let metadata = consumer.fetch_metadata(None, Duration::from_secs(20)).expect("Kafka answers");
-    let left: Vec<&str> = metadata.topics().iter().map(|t| t.name()).filter(|t| is_left_over(t, PREFIX)).collect();
+    let metadata = consumer
+        .fetch_metadata(None, Duration::from_secs(20))
+        .expect("Kafka answers");
+    let left: Vec<&str> = metadata
+        .topics()
+        .iter()
+        .map(|t| t.name())
+        .filter(|t| is_left_over(t, PREFIX))
+        .collect();
     if !left.is_empty() {
         let admin: AdminClient<DefaultClientContext> = config.create().expect("a client");
         let options = AdminOptions::new().operation_timeout(Some(Duration::from_secs(20)));
@@ -55,17 +64,30 @@ async fn topics(brokers: &str) {
 }
 
 async fn schemas(url: &str) {
-    let (client, connection) = tokio_postgres::connect(url, tokio_postgres::NoTls).await.expect("Postgres answers");
+    let (client, connection) = tokio_postgres::connect(url, tokio_postgres::NoTls)
+        .await
+        .expect("Postgres answers");
     tokio::spawn(connection);
-    let rows = client.query("SELECT nspname::text FROM pg_namespace", &[]).await.expect("schemas can be listed");
-    for schema in rows.iter().map(|row| row.get::<_, String>(0)).filter(|name| is_left_over(name, SCHEMA)) {
-        let _ = client.batch_execute(&format!("DROP SCHEMA IF EXISTS \"{schema}\" CASCADE")).await;
+    let rows = client
+        .query("SELECT nspname::text FROM pg_namespace", &[])
+        .await
+        .expect("schemas can be listed");
+    for schema in rows
+        .iter()
+        .map(|row| row.get::<_, String>(0))
+        .filter(|name| is_left_over(name, SCHEMA))
+    {
+        let _ = client
+            .batch_execute(&format!("DROP SCHEMA IF EXISTS \"{schema}\" CASCADE"))
+            .await;
     }
 }
 
 /// Folders are named `<name>-<pid>-<number>`.
 fn folders() {
-    let Ok(entries) = std::fs::read_dir(env!("CARGO_TARGET_TMPDIR")) else { return };
+    let Ok(entries) = std::fs::read_dir(env!("CARGO_TARGET_TMPDIR")) else {
+        return;
+    };
     for entry in entries.flatten() {
         let name = entry.file_name().to_string_lossy().into_owned();
         let mut parts = name.rsplitn(3, '-').skip(1);

@@ -690,10 +690,12 @@ impl Check<'_> {
                 parameter: field.clone(),
                 field: field.clone(),
             }),
-            FileFilter::Renamed { parameter, equals } if names.get(equals).is_some() => Some(Filter::Equals {
-                parameter: parameter.clone(),
-                field: equals.clone(),
-            }),
+            FileFilter::Renamed { parameter, equals } if names.get(equals).is_some() => {
+                Some(Filter::Equals {
+                    parameter: parameter.clone(),
+                    field: equals.clone(),
+                })
+            }
             FileFilter::From { parameter, from }
                 if names
                     .get(from)

@@ -27,6 +27,7 @@ test: ## everything: formatting, lints, unit tests, then tests against a real Ka
 	@deploy/install.sh test
 	$(CARGO) fmt --all --check
 	$(CARGO) clippy --workspace --all-targets -- -D warnings
+	$(CARGO) build
 	$(CARGO) test --workspace --lib --bins
 	$(CARGO) test --workspace --test '*'
 

@@ -1,5 +1,9 @@
 //! Tests that every statement keeps the one plan that it was written for, on empty tables and on filled ones. They
-//! need a Postgres whose URL is in `TIDELOG_TEST_DATABASE_URL`; without it they say so and pass over.
+//! run on the Postgres that all tests share.
+
+#[path = "../../tests/support/stack.rs"]
+#[allow(dead_code)] // these tests need no Kafka
+mod stack;
 
 use tidelog_events::domain::{Domain, Registry, create_tables};
 use tokio_postgres::{Client, Config, NoTls};
@@ -9,11 +13,8 @@ use crate::SESSION_SETTINGS;
 use crate::sql::{Statements, all_outcomes};
 
 /// A schema of its own with all tables, and a connection as the pool's are.
-async fn schema(registry: &Registry) -> Option<(Client, String)> {
-    let Ok(url) = std::env::var("TIDELOG_TEST_DATABASE_URL") else {
-        eprintln!("TIDELOG_TEST_DATABASE_URL is not set: passed over");
-        return None;
-    };
+async fn schema(registry: &Registry) -> (Client, String) {
+    let url = &stack::shared().database_url;
     let schema = format!("plans_{}", Uuid::new_v4().simple());
     let settings: String = SESSION_SETTINGS
         .iter()
@@ -29,7 +30,7 @@ async fn schema(registry: &Registry) -> Option<(Client, String)> {
         .batch_execute(&format!("CREATE SCHEMA {schema};{core};{tables}"))
         .await
         .expect("tables");
-    Some((client, schema))
+    (client, schema)
 }
 
 /// The generic plan of a statement, as text.
@@ -129,9 +130,7 @@ fn fill(domain: &Domain) -> String {
 #[tokio::test]
 async fn plans_are_the_same_on_empty_and_on_filled_tables() {
     let registry = Registry::shipped();
-    let Some((client, schema)) = schema(&registry).await else {
-        return;
-    };
+    let (client, schema) = schema(&registry).await;
     all_hold(&client, &registry).await;
     for domain in registry.iter() {
         client.batch_execute(&fill(domain)).await.expect("rows");

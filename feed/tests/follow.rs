@@ -129,9 +129,7 @@ async fn ends_right(stage: &Stage, world: &World, phone: &mut Phone, limit: usiz
 }
 
 async fn history(seed: u64) {
-    let Some(stage) = support::stage().await else {
-        return;
-    };
+    let stage = support::stage().await;
     let (mut world, mut random, mut phones) = (World::default(), Random(seed), phones());
     for round in 0..12 {
         for _ in 0..random.below(40) {

@@ -5,6 +5,7 @@ use std::io::Write;
 use std::net::TcpStream;
 use std::path::Path;
 use std::sync::Arc;
+use std::time::{Duration, Instant};
 
 use rustix::process::Signal;
 use uuid::Uuid;
@@ -61,9 +62,10 @@ async fn a_broker_that_freezes_holds_batches_in_flight_and_then_they_happen_once
     let dir = Path::new(env!("CARGO_TARGET_TMPDIR")).join(format!("frozen-{}-0", std::process::id()));
     let stack = OwnStack::start(&dir, &["--backing-only"]);
     let env = stack.env();
-    let deployment = Deployment::on("frozen", &env.kafka_brokers, &env.database_url, &env.jwt_secret);
+    let deployment = Deployment::on("frozen", &env.kafka_brokers, &env.database_url, &env.jwt_secret)
+        .with("TIDELOG_SHUTDOWN_DEADLINE", "5s");
     deployment.prepare();
-    let _serve = deployment.start_listening("serve", "/readyz");
+    let serve = deployment.start_listening("serve", "/readyz");
     let phone = Arc::new(Phone::new(&deployment, &tenant("frozen"), "asha"));
     let db = deployment.db().await;
     phone.post("helpdesk", &tickets(1)).await.expect(200);
@@ -165,4 +167,11 @@ async fn a_broker_that_freezes_holds_batches_in_flight_and_then_they_happen_once
         ids.dedup();
         assert_eq!(ids.len(), 1, "{ids:?}");
     }
+
+    // A service stops in time although Kafka does not answer.
+    stack.signal("kafka", Signal::STOP);
+    let since = Instant::now();
+    serve.terminate();
+    assert!(since.elapsed() < Duration::from_secs(15), "{:?}", since.elapsed());
+    stack.signal("kafka", Signal::CONT);
 }

@@ -34,9 +34,8 @@ pub(crate) struct SharedStack {
 pub(crate) fn shared() -> &'static SharedStack {
     static STACK: OnceLock<SharedStack> = OnceLock::new();
     STACK.get_or_init(|| {
-        let target = Path::new(env!("CARGO_TARGET_TMPDIR"))
-            .parent()
-            .expect("target/tmp lies in target");
+        let test = std::env::current_exe().expect("a test knows where it lies");
+        let target = test.ancestors().nth(3).expect("tests lie in target/*/deps");
         let dir = target.join("test-stack");
         std::fs::create_dir_all(&dir).expect("the target folder can be written");
         // One process at a time looks, and starts what it doesn't find.

@@ -1,7 +1,9 @@
-//! A schema of its own for each test, the read side over it, and callers who ask it over HTTP. Needs a Postgres whose
-//! URL is in `TIDELOG_TEST_DATABASE_URL`; without it the tests say so and pass over.
+//! A schema of its own for each test, the read side over it, and callers who ask it over HTTP.
 #![allow(dead_code, unreachable_pub)] // each test file uses its part
 #![allow(clippy::unwrap_used)]
+
+#[path = "../../../tests/support/stack.rs"]
+mod stack;
 
 pub mod rows;
 pub mod world;
@@ -53,15 +55,10 @@ pub struct Told {
     pub body: Value,
 }
 
-/// A new schema with all tables, or `None` where there is no database to test with.
-pub async fn stage() -> Option<Stage> {
-    let Ok(url) = std::env::var("TIDELOG_TEST_DATABASE_URL") else {
-        eprintln!("TIDELOG_TEST_DATABASE_URL is not set: passed over");
-        return None;
-    };
-    stage_in(&url, &format!("feed_{}", Uuid::new_v4().simple()), true)
-        .await
-        .into()
+/// A new schema with all tables.
+pub async fn stage() -> Stage {
+    let url = &stack::shared().database_url;
+    stage_in(url, &format!("feed_{}", Uuid::new_v4().simple()), true).await
 }
 
 /// The read side over a schema, made first if `fresh`.

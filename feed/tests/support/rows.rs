@@ -73,8 +73,8 @@ pub fn change(id: &str, operation: &str, version: i64, partition: i32, offset: i
 }
 
 /// A schema with one ticket, applied.
-pub async fn with_a_ticket() -> Option<Stage> {
-    let stage = stage().await?;
+pub async fn with_a_ticket() -> Stage {
+    let stage = stage().await;
     let ticket = record(
         "helpdesk",
         TICKET,
@@ -85,5 +85,5 @@ pub async fn with_a_ticket() -> Option<Stage> {
     stage
         .execute(&format!("{ticket}{}", position("sync.helpdesk.v1", 1)))
         .await;
-    Some(stage)
+    stage
 }

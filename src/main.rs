@@ -60,8 +60,22 @@ enum Command {
     Guard(stack::guard::GuardArgs),
 }
 
-#[tokio::main]
-async fn main() -> ExitCode {
+fn main() -> ExitCode {
+    let runtime = match tokio::runtime::Runtime::new() {
+        Ok(runtime) => runtime,
+        Err(error) => {
+            eprintln!("error: cannot start the async runtime: {error}");
+            return ExitCode::FAILURE;
+        }
+    };
+    let code = runtime.block_on(run());
+    // Whoever had work to finish had time for it. A thread that waits for a Kafka that is away must not keep the
+    // process, as dropping the runtime would.
+    runtime.shutdown_background();
+    code
+}
+
+async fn run() -> ExitCode {
     let cli: Cli = match settings::parse(std::env::args_os()) {
         Ok(cli) => cli,
         Err(code) => return code,

@@ -3,6 +3,7 @@
 //! committed offsets say; those are kept for the tools that show lag. Knows nothing of events.
 
 use crate::ProjectorError;
+use crate::backlog::{Backlog, PARCEL_RECORDS};
 use crate::lane::{Owned, Progress, ToLane};
 use crate::ownership::{End, claim, heartbeat};
 use crate::retry::waits;
@@ -12,21 +13,23 @@ use rdkafka::client::ClientContext;
 use rdkafka::config::ClientConfig;
 use rdkafka::consumer::{BaseConsumer, CommitMode, Consumer, ConsumerContext};
 use rdkafka::error::KafkaError;
-use rdkafka::message::{Message, OwnedMessage};
 use rdkafka::types::RDKafkaRespErr;
 use rdkafka::{Offset, TopicPartitionList};
-use std::collections::{BTreeMap, HashMap, VecDeque};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::collections::{BTreeMap, HashMap};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 use tokio::runtime::Handle;
 use tokio::sync::{mpsc, oneshot, watch};
 use tokio_postgres::Config;
 
-/// Records that wait for a lane before its partitions are paused.
-pub(crate) const LANE_QUEUE: usize = 2000;
 /// How long a rebalance waits for lanes to finish their chunk; a lane that takes longer is fenced off.
 const RELEASE_DEADLINE: Duration = Duration::from_secs(10);
 const POLL: Duration = Duration::from_millis(100);
+/// While a lane has no room: how often it is asked again.
+const POLL_WAITING: Duration = Duration::from_millis(2);
+/// How long a parcel waits for its next record. A batch's records come partition by partition; taken one parcel each,
+/// they would cost a transaction each.
+const GATHER: Duration = Duration::from_millis(1);
 const HEARTBEAT: Duration = Duration::from_secs(1);
 
 /// What the consumer works with.
@@ -48,8 +51,8 @@ struct Context {
     database: Config,
     lanes: HashMap<String, mpsc::Sender<ToLane>>,
     shutdown: watch::Receiver<bool>,
-    /// Records that their lane had no room for; its partitions are paused meanwhile.
-    stalled: Mutex<BTreeMap<String, VecDeque<OwnedMessage>>>,
+    /// What was read and not taken by a lane yet.
+    backlog: Mutex<Backlog>,
 }
 
 impl ClientContext for Context {
@@ -83,6 +86,10 @@ impl ConsumerContext for Context {
 }
 
 impl Context {
+    fn backlog(&self) -> MutexGuard<'_, Backlog> {
+        self.backlog.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
     /// Claims in Postgres what the group assigned, tells the lanes, and starts reading where Postgres stands.
     fn assigned(
         &self,
@@ -145,14 +152,7 @@ impl Context {
             let Some(lane) = self.lanes.get(&topic) else {
                 continue;
             };
-            if let Some(stalled) = self
-                .stalled
-                .lock()
-                .unwrap_or_else(PoisonError::into_inner)
-                .get_mut(&topic)
-            {
-                stalled.retain(|record| !numbers.contains(&record.partition()));
-            }
+            self.backlog().forget(&topic, &numbers);
             let (done, finished) = oneshot::channel();
             let released = self.runtime.block_on(async {
                 lane.send(ToLane::Release(numbers.clone(), done)).await.ok()?;
@@ -222,7 +222,7 @@ pub(crate) fn run(parts: ConsumerParts, runtime: Handle) -> Result<(), Projector
         database: parts.database.clone(),
         lanes: parts.lanes.clone(),
         shutdown: parts.shutdown.clone(),
-        stalled: Mutex::default(),
+        backlog: Mutex::default(),
     };
     let consumer: Arc<BaseConsumer<Context>> = Arc::new(client_config(&parts).create_with_context(context)?);
     let names: Vec<&str> = topics.iter().map(String::as_str).collect();
@@ -235,13 +235,13 @@ pub(crate) fn run(parts: ConsumerParts, runtime: Handle) -> Result<(), Projector
     ));
     let mut committed = Instant::now();
     while !*parts.shutdown.borrow() {
-        if let Some(polled) = consumer.poll(POLL) {
-            match polled {
-                Ok(message) => deliver(&consumer, message.detach()),
-                Err(error) => tracing::warn!(%error, "the consumer"),
+        read_parcel(&consumer);
+        let flow = consumer.context().backlog().hand_over(&consumer.context().lanes);
+        for (topics, paused) in [(flow.pause, true), (flow.resume, false)] {
+            for topic in topics {
+                pause(&consumer, &topic, paused);
             }
         }
-        flush_stalled(&consumer);
         if committed.elapsed() > HEARTBEAT {
             commit(&consumer, &parts.progress, CommitMode::Async);
             committed = Instant::now();
@@ -249,7 +249,7 @@ pub(crate) fn run(parts: ConsumerParts, runtime: Handle) -> Result<(), Projector
     }
     // The lanes end their chunks by themselves at shutdown; what they wrote is in Postgres, so nothing is lost if the
     // group's offsets lag behind.
-    commit(&consumer, &parts.progress, CommitMode::Sync);
+    commit(&consumer, &parts.progress, CommitMode::Async);
     consumer.unsubscribe();
     // The pulse ends with the shutdown. Waited for, so that the last handle on the consumer is this one: closing it calls
     // back into the rebalance, which must not happen on a worker of the runtime.
@@ -275,7 +275,9 @@ fn client_config(parts: &ConsumerParts) -> ClientConfig {
         .set("fetch.min.bytes", "1")
         // What is prefetched is memory of this process: bounded by bytes for all partitions together, nearly.
         .set("queued.max.messages.kbytes", "4096")
-        .set("queued.min.messages", "2000")
+        .set("queued.min.messages", "4000")
+        // When that much is queued, reading on waits for this long: a second by default, in which all of it is folded.
+        .set("fetch.queue.backoff.ms", "1")
         .set("fetch.message.max.bytes", "1048576")
         .set("socket.nagle.disable", "true")
         .set("reconnect.backoff.ms", "50")
@@ -284,61 +286,22 @@ fn client_config(parts: &ConsumerParts) -> ClientConfig {
     config
 }
 
-/// Gives a record to its lane, or keeps it and pauses the lane's partitions.
-fn deliver(consumer: &BaseConsumer<Context>, record: OwnedMessage) {
+/// Reads what has arrived, waiting for the first record and hardly for the others.
+fn read_parcel(consumer: &BaseConsumer<Context>) {
     let context = consumer.context();
-    let topic = record.topic().to_owned();
-    let Some(lane) = context.lanes.get(&topic) else {
-        return;
+    let mut wait = if context.backlog().waits() {
+        POLL_WAITING
+    } else {
+        POLL
     };
-    let mut stalled = context.stalled.lock().unwrap_or_else(PoisonError::into_inner);
-    if let Some(waiting) = stalled.get_mut(&topic) {
-        waiting.push_back(record);
-        // Partitions that a rebalance brought meanwhile came unpaused.
-        let full = waiting.len() % LANE_QUEUE == 0;
-        drop(stalled);
-        if full {
-            pause(consumer, &topic, true);
+    for _ in 0..PARCEL_RECORDS {
+        // A rebalance takes place within the poll and makes the backlog forget, so a record is gathered at once.
+        match consumer.poll(wait) {
+            Some(Ok(message)) => context.backlog().gather(message.detach()),
+            Some(Err(error)) => tracing::warn!(%error, "the consumer"),
+            None => return,
         }
-        return;
-    }
-    if let Err(mpsc::error::TrySendError::Full(ToLane::Record(record))) =
-        lane.try_send(ToLane::Record(Box::new(record)))
-    {
-        stalled.insert(topic.clone(), VecDeque::from([*record]));
-        drop(stalled);
-        pause(consumer, &topic, true);
-    }
-}
-
-/// Hands kept records on as lanes have room again.
-fn flush_stalled(consumer: &BaseConsumer<Context>) {
-    let context = consumer.context();
-    let mut resumed = Vec::new();
-    {
-        let mut stalled = context.stalled.lock().unwrap_or_else(PoisonError::into_inner);
-        stalled.retain(|topic, waiting| {
-            let Some(lane) = context.lanes.get(topic) else {
-                return false;
-            };
-            while let Some(record) = waiting.pop_front() {
-                if let Err(mpsc::error::TrySendError::Full(ToLane::Record(record))) =
-                    lane.try_send(ToLane::Record(Box::new(record)))
-                {
-                    waiting.push_front(*record);
-                    return true;
-                }
-            }
-            // Reading goes on when half of the queue is free, so that it is not stopped again at once.
-            if lane.capacity() < LANE_QUEUE / 2 {
-                return true;
-            }
-            resumed.push(topic.clone());
-            false
-        });
-    }
-    for topic in resumed {
-        pause(consumer, &topic, false);
+        wait = GATHER;
     }
 }
 

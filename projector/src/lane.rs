@@ -36,8 +36,8 @@ pub(crate) enum ToLane {
     Own(Owned),
     /// These partitions are not any more; answered when the lane has let go of them.
     Release(Vec<i32>, oneshot::Sender<()>),
-    /// A record of the log.
-    Record(Box<OwnedMessage>),
+    /// Records of the log, of each partition in its order.
+    Records(Vec<OwnedMessage>),
 }
 
 /// A partition as a lane holds it.
@@ -113,9 +113,12 @@ impl Lane {
                     // Nobody waiting any more is no loss.
                     let _ = done.send(());
                 }
-                ToLane::Record(record) => {
-                    bytes += record.payload().map_or(0, <[u8]>::len);
-                    records.push(*record);
+                ToLane::Records(parcel) => {
+                    bytes += parcel
+                        .iter()
+                        .map(|record| record.payload().map_or(0, <[u8]>::len))
+                        .sum::<usize>();
+                    records.extend(parcel);
                 }
             }
             if records.len() < CHUNK_RECORDS && bytes < CHUNK_BYTES {

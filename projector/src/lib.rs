@@ -5,9 +5,10 @@
 //! - [`chunk`]: a stretch of the log folded in memory
 //! - `load`, `write`, `session`, `sheet`: the store
 //! - `lane`: the worker that carries chunks from one to the other
-//! - `consumer`, `ownership`: which partitions are whose, and where they stand
+//! - `consumer`, `backlog`, `ownership`: which partitions are whose, and where they stand
 //! - `notify`, `dead`: wake-ups for readers, and what could not be read
 
+mod backlog;
 pub mod chunk;
 mod consumer;
 mod dead;
@@ -64,7 +65,7 @@ pub async fn run(config: ProjectorConfig, mut outer: watch::Receiver<bool>) -> R
     let mut workers = tokio::task::JoinSet::new();
     for topic in config.registry.topics() {
         let topic = topic_name(&config.topic_prefix, topic);
-        let (sender, inbox) = mpsc::channel(consumer::LANE_QUEUE);
+        let (sender, inbox) = mpsc::channel(backlog::LANE_PARCELS);
         lanes.insert(topic.clone(), sender);
         let lane = lane::Lane::new(lane::LaneParts {
             topic,

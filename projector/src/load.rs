@@ -8,6 +8,7 @@ use crate::session::Session;
 use crate::sheet::get;
 use crate::state::{Doc, Past, RecordKey, State};
 use chrono::{DateTime, Utc};
+use futures_util::future::try_join_all;
 use serde_json::Value;
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::sync::Arc;
@@ -15,10 +16,11 @@ use tidelog_events::batch::BatchId;
 use tidelog_events::domain::{Audience, Domain, Policy, Registry};
 use tidelog_events::outcome::{Change, Outcome, Winner};
 use tidelog_events::position::Place;
-use tokio_postgres::Row;
+use tokio_postgres::types::ToSql;
+use tokio_postgres::{Client, Row, Statement};
 use uuid::Uuid;
 
-/// Loads the world of a chunk. Three round trips at most: states, children, pasts; the last two only where needed.
+/// Loads the world of a chunk. One round trip on the normal path; children and pasts only where needed.
 pub(crate) async fn load(
     session: &mut Session,
     registry: &Registry,
@@ -34,14 +36,36 @@ pub(crate) async fn load(
             keys.entry(key.table.clone()).or_default().insert(key);
         }
     }
+    let mut states = Vec::with_capacity(keys.len());
     for (table, keys) in keys {
         let Some(domain) = registry.by_table(&table) else {
             continue;
         };
-        load_states(session, domain, &keys.into_iter().collect::<Vec<_>>(), &mut world).await?;
+        let keys: Vec<RecordKey> = keys.into_iter().collect();
+        states.push((states_of(session, domain, &keys).await?, keys));
+    }
+    let known = known_events(session, events).await?;
+    // Sent together: neither waits for the other's answer.
+    let client = session.client();
+    let (states_found, known_found) = futures_util::try_join!(
+        try_join_all(states.iter().map(|(lookup, _)| lookup.ask(client))),
+        known.ask(client),
+    )?;
+    for ((_, keys), rows) in states.iter().zip(&states_found) {
+        for row in rows {
+            if let Some(key) = numbered(row, keys)? {
+                world.records.entry(key.clone()).or_default().state = Some(read_state(row)?);
+            }
+        }
+    }
+    for row in &known_found {
+        if let Some(arrived) = numbered(row, events)? {
+            let outcome = read_outcome(&get::<String>(row, "detail")?)?;
+            let record = world.records.entry(arrived.record()).or_default();
+            record.past.note(arrived.key(), None, outcome);
+        }
     }
     load_children(session, registry, events, &mut world).await?;
-    load_known_events(session, events, &mut world).await?;
     let needed = needed_pasts(events, &world);
     if !needed.is_empty() {
         load_pasts(session, registry, events, needed, &mut world).await?;
@@ -61,12 +85,30 @@ fn state_columns(domain: &Domain) -> String {
     )
 }
 
-async fn load_states(
+/// A statement with its parameters, ready to be sent beside others.
+struct Lookup {
+    statement: Statement,
+    parameters: Vec<Box<dyn ToSql + Sync + Send>>,
+}
+
+impl Lookup {
+    async fn ask(&self, client: &Client) -> Result<Vec<Row>, tokio_postgres::Error> {
+        let parameters: Vec<&(dyn ToSql + Sync)> = self.parameters.iter().map(|p| p.as_ref() as _).collect();
+        client.query(&self.statement, &parameters).await
+    }
+}
+
+/// What a row's number `n` stands for in the list that was asked about.
+fn numbered<'a, T>(row: &Row, asked: &'a [T]) -> Result<Option<&'a T>, ProjectorError> {
+    let at: i64 = get(row, "n")?;
+    Ok(usize::try_from(at).ok().and_then(|at| asked.get(at)))
+}
+
+async fn states_of(
     session: &mut Session,
     domain: &Domain,
     keys: &[RecordKey],
-    world: &mut World,
-) -> Result<(), ProjectorError> {
+) -> Result<Lookup, ProjectorError> {
     let id = domain.id_column();
     let cast = if domain.is_entity() { "::uuid" } else { "" };
     let parent = if domain.parent.is_some() {
@@ -81,20 +123,18 @@ async fn load_states(
         table = domain.table,
     );
     let numbers: Vec<i64> = (0..keys.len() as i64).collect();
-    let tenants: Vec<&str> = keys.iter().map(|key| key.tenant.as_str()).collect();
-    let subjects: Vec<&str> = keys.iter().map(|key| key.subject.as_str()).collect();
+    let tenants: Vec<String> = keys.iter().map(|key| key.tenant.clone()).collect();
+    let subjects: Vec<String> = keys.iter().map(|key| key.subject.clone()).collect();
     let parents: Vec<Option<Uuid>> = keys.iter().map(|key| key.parent).collect();
-    for row in session
-        .query(&sql, &[&numbers, &tenants, &subjects, &parents])
-        .await?
-    {
-        let at: i64 = get(&row, "n")?;
-        let Some(key) = usize::try_from(at).ok().and_then(|at| keys.get(at)) else {
-            continue;
-        };
-        world.records.entry(key.clone()).or_default().state = Some(read_state(&row)?);
-    }
-    Ok(())
+    Ok(Lookup {
+        statement: session.prepare(&sql).await?,
+        parameters: vec![
+            Box::new(numbers),
+            Box::new(tenants),
+            Box::new(subjects),
+            Box::new(parents),
+        ],
+    })
 }
 
 fn read_state(row: &Row) -> Result<State, ProjectorError> {
@@ -187,38 +227,26 @@ async fn load_children_of(
 
 /// Events that were folded before without applying: their outcome stands, whatever the record became since. The table
 /// holds only what did not apply, so that this probe of every event is a probe of a small index.
-async fn load_known_events(
-    session: &mut Session,
-    events: &[Arc<Arrived>],
-    world: &mut World,
-) -> Result<(), ProjectorError> {
+async fn known_events(session: &mut Session, events: &[Arc<Arrived>]) -> Result<Lookup, ProjectorError> {
     const SQL: &str = "SELECT k.n, o.detail::text AS detail FROM unnest($1::bigint[], $2::text[], $3::uuid[], $4::int[]) \
                        AS k(n, tenant, batch, index) JOIN outcomes o ON o.tenant_id = k.tenant AND o.batch_id = k.batch \
                        AND o.batch_index = k.index";
     let numbers: Vec<i64> = (0..events.len() as i64).collect();
-    let tenants: Vec<&str> = events
+    let tenants: Vec<String> = events
         .iter()
-        .map(|arrived| arrived.event.tenant.as_str())
+        .map(|arrived| arrived.event.tenant.as_str().to_owned())
         .collect();
     let batches: Vec<Uuid> = events.iter().map(|arrived| arrived.event.batch.0).collect();
     let indexes: Vec<i32> = events.iter().map(|arrived| arrived.event.index as i32).collect();
-    for row in session
-        .query(SQL, &[&numbers, &tenants, &batches, &indexes])
-        .await?
-    {
-        let at: i64 = get(&row, "n")?;
-        let Some(arrived) = usize::try_from(at).ok().and_then(|at| events.get(at)) else {
-            continue;
-        };
-        let outcome = read_outcome(&get::<String>(&row, "detail")?)?;
-        world
-            .records
-            .entry(arrived.record())
-            .or_default()
-            .past
-            .note(arrived.key(), None, outcome);
-    }
-    Ok(())
+    Ok(Lookup {
+        statement: session.prepare(SQL).await?,
+        parameters: vec![
+            Box::new(numbers),
+            Box::new(tenants),
+            Box::new(batches),
+            Box::new(indexes),
+        ],
+    })
 }
 
 fn read_outcome(text: &str) -> Result<Outcome, ProjectorError> {

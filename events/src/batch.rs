@@ -3,9 +3,11 @@
 
 use crate::domain::parse_datetime;
 use crate::ids::{DeviceId, IdError, TenantId, UserId};
-use crate::json::{hash_content, hash_simple_content};
+use crate::item::Entry;
+use crate::json::{hash_content, hash_simple_members};
 use chrono::{DateTime, Utc};
 use serde::Deserialize;
+use serde::de::{self, Deserializer, IgnoredAny, MapAccess, SeqAccess, Visitor};
 use serde_json::Value;
 use serde_json::value::RawValue;
 use sha2::{Digest, Sha256};
@@ -59,8 +61,8 @@ pub struct Batch<'a> {
     pub sent_at: Option<DateTime<Utc>>,
     /// What kind of device it is, until it registers.
     pub device_type: Option<String>,
-    /// The items, unparsed.
-    pub entries: Vec<&'a RawValue>,
+    /// The items, not judged yet.
+    pub entries: Vec<Entry<'a>>,
 }
 
 #[derive(Deserialize)]
@@ -72,7 +74,60 @@ struct Body<'a> {
     #[serde(default)]
     device_type: Option<Value>,
     #[serde(borrow, default)]
-    entries: Option<&'a RawValue>,
+    entries: List<'a>,
+}
+
+/// What stands where the items should: split in the one pass over the body that parsing it takes anyway.
+#[derive(Default)]
+enum List<'a> {
+    #[default]
+    Missing,
+    Items(Vec<&'a RawValue>),
+    Other,
+}
+
+impl<'de: 'a, 'a> Deserialize<'de> for List<'a> {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        deserializer.deserialize_any(Split)
+    }
+}
+
+struct Split;
+
+impl<'de> Visitor<'de> for Split {
+    type Value = List<'de>;
+    fn expecting(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str("a list of items")
+    }
+    fn visit_seq<A: SeqAccess<'de>>(self, mut list: A) -> Result<List<'de>, A::Error> {
+        let mut items = Vec::with_capacity(128);
+        while let Some(item) = list.next_element()? {
+            items.push(item);
+        }
+        Ok(List::Items(items))
+    }
+    fn visit_unit<E: de::Error>(self) -> Result<List<'de>, E> {
+        Ok(List::Missing)
+    }
+    fn visit_map<A: MapAccess<'de>>(self, mut map: A) -> Result<List<'de>, A::Error> {
+        while map.next_entry::<IgnoredAny, IgnoredAny>()?.is_some() {}
+        Ok(List::Other)
+    }
+    fn visit_str<E: de::Error>(self, _: &str) -> Result<List<'de>, E> {
+        Ok(List::Other)
+    }
+    fn visit_bool<E: de::Error>(self, _: bool) -> Result<List<'de>, E> {
+        Ok(List::Other)
+    }
+    fn visit_i64<E: de::Error>(self, _: i64) -> Result<List<'de>, E> {
+        Ok(List::Other)
+    }
+    fn visit_u64<E: de::Error>(self, _: u64) -> Result<List<'de>, E> {
+        Ok(List::Other)
+    }
+    fn visit_f64<E: de::Error>(self, _: f64) -> Result<List<'de>, E> {
+        Ok(List::Other)
+    }
 }
 
 impl<'a> Batch<'a> {
@@ -152,16 +207,19 @@ fn text_member(name: &str, value: Option<Value>) -> Result<Option<String>, Batch
     }
 }
 
-fn list<'a>(raw: Option<&'a RawValue>, field: &'static str) -> Result<Vec<&'a RawValue>, BatchError> {
-    let raw = raw.ok_or_else(|| BatchError::Member(format!("{field} is missing: the list of items")))?;
-    let entries: Vec<&RawValue> = serde_json::from_str(raw.get())
-        .map_err(|_| BatchError::Member(format!("{field} must be a list of items")))?;
-    match entries.len() {
-        0 => Err(BatchError::Member(format!(
-            "{field} is empty: a batch has 1 to {MAX_ENTRIES} items"
+fn list<'a>(list: List<'a>, field: &'static str) -> Result<Vec<Entry<'a>>, BatchError> {
+    match list {
+        List::Missing => Err(BatchError::Member(format!(
+            "{field} is missing: the list of items"
         ))),
-        count if count > MAX_ENTRIES => Err(BatchError::TooMany { field, count }),
-        _ => Ok(entries),
+        List::Other => Err(BatchError::Member(format!("{field} must be a list of items"))),
+        List::Items(items) => match items.len() {
+            0 => Err(BatchError::Member(format!(
+                "{field} is empty: a batch has 1 to {MAX_ENTRIES} items"
+            ))),
+            count if count > MAX_ENTRIES => Err(BatchError::TooMany { field, count }),
+            _ => Ok(items.into_iter().map(Entry::of).collect()),
+        },
     }
 }
 
@@ -177,20 +235,22 @@ impl Fingerprint {
         tenant: &TenantId,
         user: &UserId,
         device: &DeviceId,
-        entries: &[&RawValue],
+        entries: &[Entry<'_>],
     ) -> Fingerprint {
         let mut hash = Sha256::new();
         for part in [operation, tenant.as_str(), user.as_str(), device.as_str()] {
             hash_part(&mut hash, part.as_bytes());
         }
         for entry in entries {
-            if hash_simple_content(&mut hash, entry.get()) {
+            if let Some(members) = entry.members()
+                && hash_simple_members(&mut hash, members)
+            {
                 continue;
             }
             // What is no object in jsonb's sense is refused later and has no canonical form: its text stands for it.
-            match serde_json::from_str::<Value>(entry.get()) {
+            match serde_json::from_str::<Value>(entry.raw()) {
                 Ok(Value::Object(object)) => hash_content(&mut hash, &object),
-                _ => hash_part(&mut hash, entry.get().as_bytes()),
+                _ => hash_part(&mut hash, entry.raw().as_bytes()),
             }
         }
         Fingerprint(hash.finalize().into())

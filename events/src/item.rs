@@ -56,6 +56,33 @@ impl Operation {
     }
 }
 
+/// One entry of a batch as sent: its text, and its members where it is an object. Taken apart once, for the
+/// fingerprint and for the judgement.
+#[derive(Debug)]
+pub struct Entry<'a> {
+    raw: &'a str,
+    members: Option<Members<'a>>,
+}
+
+impl<'a> Entry<'a> {
+    /// Of what stands in a list.
+    pub fn of(raw: &'a RawValue) -> Entry<'a> {
+        let raw = raw.get();
+        let members = serde_json::from_str(raw).ok();
+        Entry { raw, members }
+    }
+
+    /// The text.
+    pub fn raw(&self) -> &'a str {
+        self.raw
+    }
+
+    /// The members, where it is an object.
+    pub fn members(&self) -> Option<&Members<'a>> {
+        self.members.as_ref()
+    }
+}
+
 /// An item that may go to the log.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Item<'a> {
@@ -98,15 +125,14 @@ pub struct Posting<'a> {
 }
 
 /// Judges an item of a batch to one domain.
-pub fn judge<'a>(domain: &Domain, raw: &'a RawValue, posting: &Posting<'_>) -> Result<Item<'a>, Rejected> {
-    let raw = raw.get();
-    let members: Members<'a> = serde_json::from_str(raw).map_err(|_| Rejected {
+pub fn judge<'a>(domain: &Domain, entry: &Entry<'a>, posting: &Posting<'_>) -> Result<Item<'a>, Rejected> {
+    let raw = entry.raw();
+    let members = entry.members().ok_or_else(|| Rejected {
         subject: None,
         error: not_an_object(raw),
     })?;
-    let subject = || subject_as_sent(domain, &members);
-    judge_members(domain, raw, &members, posting).map_err(|error| Rejected {
-        subject: subject(),
+    judge_members(domain, raw, members, posting).map_err(|error| Rejected {
+        subject: subject_as_sent(domain, members),
         error,
     })
 }
@@ -412,7 +438,8 @@ mod tests {
         };
         let raw: Box<RawValue> = serde_json::from_str(text).expect("JSON");
         let domain = registry.by_name(domain).expect("domain");
-        judge(domain, &raw, &posting).map(|item| (item.subject, item.key, item.operation, item.base))
+        judge(domain, &Entry::of(&raw), &posting)
+            .map(|item| (item.subject, item.key, item.operation, item.base))
     }
 
     fn rule(domain: &str, text: &str) -> (Option<String>, Option<String>) {

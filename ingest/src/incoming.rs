@@ -3,11 +3,11 @@
 use crate::error::IngestError;
 use bytes::Bytes;
 use chrono::{DateTime, Utc};
-use serde_json::value::RawValue;
 use std::sync::Arc;
 use tidelog_events::batch::{Batch, BatchId, Fingerprint};
 use tidelog_events::domain::Domain;
 use tidelog_events::ids::{DeviceId, TenantId, UserId};
+use tidelog_events::item::Entry;
 use tidelog_http::auth::Caller;
 use tidelog_http::idempotency_key::IdempotencyKey;
 
@@ -41,7 +41,7 @@ pub(crate) struct Identity {
 pub(crate) struct Incoming<'a> {
     pub(crate) identity: Identity,
     pub(crate) sent_at: Option<DateTime<Utc>>,
-    pub(crate) entries: Vec<&'a RawValue>,
+    pub(crate) entries: Vec<Entry<'a>>,
 }
 
 impl<'a> Incoming<'a> {

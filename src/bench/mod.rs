@@ -20,6 +20,7 @@ mod round_trip;
 mod stats;
 mod tables;
 mod tickets;
+mod warm_up;
 
 use std::path::{Path, PathBuf};
 use std::time::Instant;
@@ -207,6 +208,7 @@ async fn measure(ground: &Ground, args: &BenchArgs, report: &mut Report) -> Resu
         .collect();
     ground.clear().await?;
     report.note_stack(ground).await?;
+    warm_up::run(ground).await?;
     let began = Instant::now();
     let (mut expected, mut spent) = (0, 0.0);
     for (at, part) in parts.iter().enumerate() {

@@ -22,6 +22,16 @@ pub struct World {
     pub children: HashMap<RecordKey, BTreeSet<RecordKey>>,
 }
 
+impl World {
+    /// Adds the records of another part of the same chunk; no record is in both.
+    pub(crate) fn absorb(&mut self, other: World) {
+        self.records.extend(other.records);
+        for (parent, children) in other.children {
+            self.children.entry(parent).or_default().extend(children);
+        }
+    }
+}
+
 /// One row of a feed.
 #[derive(Debug, Clone)]
 pub struct FeedRow {

@@ -1,24 +1,23 @@
-//! A lane: one worker that folds the partitions it was given of one topic, chunk by chunk, over one connection. It
-//! takes what has arrived, never waiting for more, and writes each chunk with its positions in one transaction. Kafka's
+//! A lane: one worker that folds the partitions it was given of one topic, chunk by chunk. It takes what has arrived,
+//! never waiting for more, and writes each chunk with its positions in one transaction; while one is written the next
+//! is read, loaded and folded, and what goes wrong is done again step by step. Kafka's
 //! clients and rebalances are the consumer's; a lane is told which partitions are its own and where they stand.
 
 use crate::ProjectorError;
-use crate::chunk::{OutcomeRow, Results, World, fold_chunk};
+use crate::chunk::{Results, World, fold_chunk};
 use crate::dead::DeadLetterTopic;
-use crate::event::Arrived;
-use crate::load::{load, not_before};
+use crate::flight::{Flight, Folded};
+use crate::load::load;
+use crate::reading::{Chunk, Reader};
 use crate::retry::waits;
 use crate::session::Session;
-use crate::write::{DeadLetter, Move, write};
+use crate::write::{DeadLetter, write};
 use chrono::{DateTime, Utc};
-use rdkafka::message::{Headers, Message, OwnedMessage};
+use rdkafka::message::{Message, OwnedMessage};
 use std::collections::{BTreeMap, HashMap};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 use tidelog_events::domain::Registry;
-use tidelog_events::error::{ErrorCode, ItemError};
-use tidelog_events::outcome::Outcome;
-use tidelog_events::position::Place;
 use tokio::sync::{Notify, mpsc, oneshot, watch};
 use tokio_postgres::Config;
 
@@ -68,8 +67,13 @@ pub(crate) struct LaneParts {
 /// The worker.
 pub(crate) struct Lane {
     parts: LaneParts,
+    /// Where each partition stands once everything that was begun has landed.
     owned: BTreeMap<i32, Owned>,
+    /// Writes; lent to the chunk in flight.
     session: Option<Session>,
+    /// Reads beside a chunk in flight; opened when that is first needed.
+    beside: Option<Session>,
+    flight: Option<Flight>,
 }
 
 impl Lane {
@@ -78,6 +82,8 @@ impl Lane {
             parts,
             owned: BTreeMap::new(),
             session: None,
+            beside: None,
+            flight: None,
         }
     }
 
@@ -85,28 +91,43 @@ impl Lane {
     pub(crate) async fn run(mut self) {
         let mut shutdown = self.parts.shutdown.clone();
         loop {
-            let first = tokio::select! {
+            let turn = tokio::select! {
                 biased;
-                _ = shutdown.wait_for(|stop| *stop) => return,
-                message = self.parts.inbox.recv() => message,
+                _ = shutdown.wait_for(|stop| *stop) => Turn::Order(None),
+                ended = end_of(&mut self.flight) => Turn::Landed(ended),
+                order = self.parts.inbox.recv() => Turn::Order(order),
             };
-            let Some(first) = first else { return };
-            let records = self.gather(first);
+            let first = match turn {
+                Turn::Order(order) => order,
+                Turn::Landed(ended) => {
+                    self.landed(ended).await;
+                    continue;
+                }
+            };
+            let Some(first) = first else {
+                self.land().await;
+                return;
+            };
+            let records = self.gather(first).await;
             if !records.is_empty() {
-                self.project(records).await;
+                self.take(records).await;
             }
         }
     }
 
     /// Takes what has arrived. Orders to own or release end the chunk, so that they act between two transactions.
-    fn gather(&mut self, first: ToLane) -> Vec<OwnedMessage> {
+    async fn gather(&mut self, first: ToLane) -> Vec<OwnedMessage> {
         let mut records = Vec::new();
         let mut bytes = 0;
         let mut next = Some(first);
         while let Some(order) = next.take() {
             match order {
-                ToLane::Own(owned) => self.own(owned),
+                ToLane::Own(owned) => {
+                    self.land().await;
+                    self.own(owned);
+                }
                 ToLane::Release(partitions, done) => {
+                    self.land().await;
                     // Records of these partitions that were gathered are dropped with the ownership.
                     self.release(&partitions);
                     records.retain(|record: &OwnedMessage| !partitions.contains(&record.partition()));
@@ -146,12 +167,124 @@ impl Lane {
     }
 
     fn note(&self, owned: &Owned) {
-        let key = (self.parts.topic.clone(), owned.partition);
-        self.parts
-            .progress
-            .lock()
-            .unwrap_or_else(PoisonError::into_inner)
-            .insert(key, owned.clone());
+        note(&self.parts.progress, &self.parts.topic, owned);
+    }
+
+    /// Makes a chunk ready while the one before it is written, then begins to write it. Where anything goes wrong, the
+    /// chunk before is brought to its end first, and this one is done from its start, step by step.
+    async fn take(&mut self, records: Vec<OwnedMessage>) {
+        let prepared = self.prepare(&records).await;
+        let straight = self.land().await;
+        match prepared {
+            Ok(None) if straight => {}
+            Ok(Some(folded)) if straight => self.begin(folded, records).await,
+            // It was made ready on a state that did not come to be.
+            Ok(_) => self.project(records).await,
+            Err(error) => {
+                tracing::debug!(topic = %self.parts.topic, %error, "a chunk is done step by step");
+                self.beside = None;
+                self.project(records).await;
+            }
+        }
+    }
+
+    async fn begin(&mut self, folded: Folded, records: Vec<OwnedMessage>) {
+        if connected(&mut self.session, &self.parts.database).await.is_err() {
+            return self.project(records).await;
+        }
+        let Some(session) = self.session.take() else {
+            return;
+        };
+        let mut before = Vec::new();
+        let mut after = Vec::new();
+        for moved in &folded.chunk.moves {
+            if let Some(owned) = self.owned.get_mut(&moved.partition) {
+                before.push(owned.clone());
+                owned.next_offset = moved.to;
+                owned.log_time = moved.log_time;
+                after.push(owned.clone());
+            }
+        }
+        let (progress, topic, wake) = (
+            self.parts.progress.clone(),
+            self.parts.topic.clone(),
+            self.parts.moved.clone(),
+        );
+        let landed = move || {
+            for owned in &after {
+                note(&progress, &topic, owned);
+            }
+            wake.notify_one();
+        };
+        let (registry, topic) = (self.parts.registry.clone(), self.parts.topic.clone());
+        self.flight = Some(Flight::begin(
+            session, registry, topic, folded, records, before, landed,
+        ));
+    }
+
+    /// Waits for the chunk in flight; answers whether it landed as it was begun.
+    async fn land(&mut self) -> bool {
+        match &mut self.flight {
+            None => true,
+            Some(flight) => {
+                let ended = flight.end().await;
+                self.landed(ended).await
+            }
+        }
+    }
+
+    /// A write has ended. One that failed is done again, step by step, from where its partitions stood.
+    async fn landed(&mut self, (session, written): Ended) -> bool {
+        self.session = session;
+        let Some(flight) = self.flight.take() else {
+            return true;
+        };
+        let Err(error) = written else { return true };
+        tracing::debug!(topic = %self.parts.topic, %error, "a chunk is done again");
+        if error.is_transient() {
+            self.session = None;
+        }
+        for owned in flight.before {
+            self.owned.insert(owned.partition, owned);
+        }
+        self.project(flight.records).await;
+        false
+    }
+
+    /// Reads, loads and folds a chunk; none where it moves nothing.
+    async fn prepare(&mut self, records: &[OwnedMessage]) -> Result<Option<Folded>, ProjectorError> {
+        let chunk = self.reader().read(records, &self.owned);
+        self.publish_dead(&chunk.dead).await?;
+        if chunk.moves.is_empty() {
+            return Ok(None);
+        }
+        let registry = self.parts.registry.clone();
+        let mut world = World::default();
+        let (later, now): (Vec<_>, Vec<_>) = chunk.events.iter().cloned().partition(|arrived| {
+            let flight = self.flight.as_ref();
+            flight.is_some_and(|flight| flight.touches(&registry, arrived))
+        });
+        let database = &self.parts.database;
+        let free = match self.flight {
+            Some(_) => &mut self.beside,
+            None => &mut self.session,
+        };
+        if !now.is_empty() {
+            world = load(connected(free, database).await?, &registry, &now).await?;
+        }
+        if !later.is_empty() {
+            if !self.land().await {
+                return Err(ProjectorError::Stored("the chunk before was done again".into()));
+            }
+            let session = connected(&mut self.session, &self.parts.database).await?;
+            world.absorb(load(session, &registry, &later).await?);
+        }
+        let results = fold_chunk(&registry, &mut world, &chunk.events);
+        Ok(Some(Folded {
+            chunk,
+            world,
+            results,
+        }))
     }
 
     /// Brings a chunk into Postgres, however long Postgres is away. Ends early only when the process shuts down or the
@@ -188,10 +321,8 @@ impl Lane {
     }
 
     async fn attempt(&mut self, records: &[OwnedMessage]) -> Result<(), ProjectorError> {
-        let mut chunk = self.read(records);
-        if self.session.is_none() {
-            self.session = Some(Session::connect(&self.parts.database).await?);
-        }
+        let mut chunk = self.reader().read(records, &self.owned);
+        connected(&mut self.session, &self.parts.database).await?;
         self.publish_dead(&chunk.dead).await?;
         let size = chunk.events.len();
         match self.apply(&chunk).await {
@@ -202,11 +333,19 @@ impl Lane {
                 Box::pin(self.attempt(&records[middle..])).await
             }
             Err(error) if error.is_data() && size == 1 => {
-                self.refuse(&mut chunk, records, &error);
+                self.reader().refuse(&mut chunk, records, &error);
                 self.publish_dead(&chunk.dead).await?;
                 self.apply(&chunk).await
             }
             other => other,
+        }
+    }
+
+    fn reader(&self) -> Reader<'_> {
+        Reader {
+            registry: &self.parts.registry,
+            topic: &self.parts.topic,
+            prefix: &self.parts.prefix,
         }
     }
 
@@ -222,9 +361,7 @@ impl Lane {
         if chunk.moves.is_empty() {
             return Ok(());
         }
-        let Some(session) = &mut self.session else {
-            return Err(ProjectorError::Consumer("no connection".into()));
-        };
+        let session = connected(&mut self.session, &self.parts.database).await?;
         let registry = self.parts.registry.clone();
         let (world, mut results) = if chunk.events.is_empty() {
             (World::default(), Results::default())
@@ -255,122 +392,9 @@ impl Lane {
         Ok(())
     }
 
-    /// An event that Postgres will not store becomes a dead letter with an outcome, so that its batch is answered.
-    fn refuse(&self, chunk: &mut Chunk, records: &[OwnedMessage], error: &ProjectorError) {
-        for arrived in std::mem::take(&mut chunk.events) {
-            let reason = format!("Postgres cannot store it: {error}");
-            if let Some(record) = records
-                .iter()
-                .find(|r| r.partition() == arrived.place.partition && r.offset() == arrived.place.offset)
-            {
-                let tenant = Some(arrived.event.tenant.as_str().to_owned());
-                chunk
-                    .dead
-                    .push(self.dead_letter(record, tenant, reason, arrived.log_time));
-            }
-            let error = ItemError {
-                error_code: ErrorCode::ValidationError,
-                ..ItemError::field("", "storable", "the item holds a value that cannot be stored")
-            };
-            chunk.refused.push(OutcomeRow {
-                arrived,
-                outcome: Outcome::Refused { error },
-            });
-        }
-    }
-
-    /// Reads records into events and dead letters, and says where each partition stands after them.
-    fn read(&self, records: &[OwnedMessage]) -> Chunk {
-        let mut chunk = Chunk::default();
-        let mut moves: BTreeMap<i32, Move> = BTreeMap::new();
-        for record in records {
-            let Some(owned) = self.owned.get(&record.partition()) else {
-                continue;
-            };
-            let moved = moves.entry(record.partition()).or_insert_with(|| Move {
-                topic: self.parts.topic.clone(),
-                partition: record.partition(),
-                epoch: owned.epoch,
-                from: owned.next_offset,
-                to: owned.next_offset,
-                log_time: owned.log_time,
-            });
-            if record.offset() < moved.to {
-                continue;
-            }
-            moved.to = record.offset() + 1;
-            moved.log_time = not_before(log_time(record), moved.log_time);
-            match self.arrived(record, moved.log_time) {
-                Ok(arrived) => chunk.events.push(Arc::new(arrived)),
-                Err(reason) => chunk
-                    .dead
-                    .push(self.dead_letter(record, None, reason, moved.log_time)),
-            }
-        }
-        chunk.moves = moves
-            .into_values()
-            .filter(|moved| moved.to > moved.from)
-            .collect();
-        chunk
-    }
-
-    fn arrived(&self, record: &OwnedMessage, log_time: DateTime<Utc>) -> Result<Arrived, String> {
-        let place = Place {
-            partition: record.partition(),
-            offset: record.offset(),
-        };
-        let topic = self
-            .parts
-            .topic
-            .strip_prefix(&self.parts.prefix)
-            .unwrap_or(&self.parts.topic);
-        let headers = record
-            .headers()
-            .into_iter()
-            .flat_map(|headers| headers.iter())
-            .map(|header| (header.key, header.value));
-        Arrived::read(
-            &self.parts.registry,
-            topic,
-            headers,
-            record.payload(),
-            place,
-            log_time,
-        )
-        .map_err(|error| error.to_string())
-    }
-
-    fn dead_letter(
-        &self,
-        record: &OwnedMessage,
-        tenant: Option<String>,
-        reason: String,
-        log_time: DateTime<Utc>,
-    ) -> DeadLetter {
-        let headers = record.headers().into_iter().flat_map(|headers| headers.iter());
-        DeadLetter {
-            topic: self.parts.topic.clone(),
-            partition: record.partition(),
-            offset: record.offset(),
-            tenant,
-            reason,
-            headers: headers
-                .map(|header| (header.key.to_owned(), header.value.map(<[u8]>::to_vec)))
-                .collect(),
-            key: record.key().map(<[u8]>::to_vec),
-            value: record.payload().map(<[u8]>::to_vec),
-            log_time,
-        }
-    }
-
     /// Takes over what the table says of this lane's partitions, and lets go of those that are another worker's.
     async fn reread_positions(&mut self) -> Result<(), ProjectorError> {
-        if self.session.is_none() {
-            self.session = Some(Session::connect(&self.parts.database).await?);
-        }
-        let Some(session) = &mut self.session else {
-            return Ok(());
-        };
+        let session = connected(&mut self.session, &self.parts.database).await?;
         let partitions: Vec<i32> = self.owned.keys().copied().collect();
         let sql = "SELECT partition, next_offset, epoch, last_log_time FROM positions WHERE topic = $1 AND partition = ANY($2)";
         let rows = session.query(sql, &[&self.parts.topic, &partitions]).await?;
@@ -391,19 +415,37 @@ impl Lane {
     }
 }
 
-/// What a lane takes at once.
-#[derive(Default)]
-struct Chunk {
-    events: Vec<Arc<Arrived>>,
-    dead: Vec<DeadLetter>,
-    refused: Vec<OutcomeRow>,
-    moves: Vec<Move>,
+/// What a lane does next.
+enum Turn {
+    /// What it was told; nothing more will come where there is none.
+    Order(Option<ToLane>),
+    Landed(Ended),
 }
 
-fn log_time(record: &OwnedMessage) -> DateTime<Utc> {
-    record
-        .timestamp()
-        .to_millis()
-        .and_then(DateTime::from_timestamp_millis)
-        .unwrap_or_default()
+type Ended = (Option<Session>, Result<(), ProjectorError>);
+
+/// The end of the chunk in flight; never, where there is none.
+async fn end_of(flight: &mut Option<Flight>) -> Ended {
+    match flight {
+        Some(flight) => flight.end().await,
+        None => std::future::pending().await,
+    }
+}
+
+/// The connection in its place, opened where there is none.
+async fn connected<'a>(
+    place: &'a mut Option<Session>,
+    database: &Config,
+) -> Result<&'a mut Session, ProjectorError> {
+    match place {
+        Some(session) => Ok(session),
+        None => Ok(place.insert(Session::connect(database).await?)),
+    }
+}
+
+fn note(progress: &Progress, topic: &str, owned: &Owned) {
+    progress
+        .lock()
+        .unwrap_or_else(PoisonError::into_inner)
+        .insert((topic.to_owned(), owned.partition), owned.clone());
 }

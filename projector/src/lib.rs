@@ -4,7 +4,8 @@
 //! - [`fold`], [`document`], [`state`], [`event`]: the meaning of an event, pure
 //! - [`chunk`]: a stretch of the log folded in memory
 //! - `load`, `write`, `session`, `sheet`: the store
-//! - `lane`: the worker that carries chunks from one to the other
+//! - `lane`, `reading`, `flight`: the worker that carries chunks from the log to the store, one written while the next
+//!   is made ready
 //! - `consumer`, `backlog`, `ownership`: which partitions are whose, and where they stand
 //! - `notify`, `dead`: wake-ups for readers, and what could not be read
 
@@ -15,11 +16,13 @@ mod dead;
 pub mod document;
 mod error;
 pub mod event;
+mod flight;
 pub mod fold;
 mod lane;
 mod load;
 mod notify;
 mod ownership;
+mod reading;
 mod retry;
 mod session;
 mod sheet;

@@ -1,0 +1,147 @@
+//! Records as they came, read into a chunk: events for the fold, dead letters for what is none, and where each
+//! partition stands afterwards. Knows the log and what a lane owns of it; no store, and no fold.
+
+use crate::chunk::OutcomeRow;
+use crate::event::Arrived;
+use crate::lane::Owned;
+use crate::load::not_before;
+use crate::write::{DeadLetter, Move};
+use chrono::{DateTime, Utc};
+use rdkafka::message::{Headers, Message, OwnedMessage};
+use std::collections::BTreeMap;
+use std::sync::Arc;
+use tidelog_events::domain::Registry;
+use tidelog_events::error::{ErrorCode, ItemError};
+use tidelog_events::outcome::Outcome;
+use tidelog_events::position::Place;
+
+/// What a lane takes at once.
+#[derive(Default)]
+pub(crate) struct Chunk {
+    pub(crate) events: Vec<Arc<Arrived>>,
+    pub(crate) dead: Vec<DeadLetter>,
+    pub(crate) refused: Vec<OutcomeRow>,
+    pub(crate) moves: Vec<Move>,
+}
+
+/// A topic's records, read by the domains that live on it.
+pub(crate) struct Reader<'a> {
+    pub(crate) registry: &'a Registry,
+    /// The topic's name in the log.
+    pub(crate) topic: &'a str,
+    /// What stands before it there, by the deployment's wish.
+    pub(crate) prefix: &'a str,
+}
+
+impl Reader<'_> {
+    /// Reads records of the partitions that are owned, from where each stands; passes over the others.
+    pub(crate) fn read(&self, records: &[OwnedMessage], owned: &BTreeMap<i32, Owned>) -> Chunk {
+        let mut chunk = Chunk::default();
+        let mut moves: BTreeMap<i32, Move> = BTreeMap::new();
+        for record in records {
+            let Some(owned) = owned.get(&record.partition()) else {
+                continue;
+            };
+            let moved = moves.entry(record.partition()).or_insert_with(|| Move {
+                topic: self.topic.to_owned(),
+                partition: record.partition(),
+                epoch: owned.epoch,
+                from: owned.next_offset,
+                to: owned.next_offset,
+                log_time: owned.log_time,
+            });
+            if record.offset() < moved.to {
+                continue;
+            }
+            moved.to = record.offset() + 1;
+            moved.log_time = not_before(log_time(record), moved.log_time);
+            match self.arrived(record, moved.log_time) {
+                Ok(arrived) => chunk.events.push(Arc::new(arrived)),
+                Err(reason) => chunk
+                    .dead
+                    .push(self.dead_letter(record, None, reason, moved.log_time)),
+            }
+        }
+        chunk.moves = moves
+            .into_values()
+            .filter(|moved| moved.to > moved.from)
+            .collect();
+        chunk
+    }
+
+    fn arrived(&self, record: &OwnedMessage, log_time: DateTime<Utc>) -> Result<Arrived, String> {
+        let place = Place {
+            partition: record.partition(),
+            offset: record.offset(),
+        };
+        let headers = record
+            .headers()
+            .into_iter()
+            .flat_map(|headers| headers.iter())
+            .map(|header| (header.key, header.value));
+        Arrived::read(
+            self.registry,
+            self.topic.strip_prefix(self.prefix).unwrap_or(self.topic),
+            headers,
+            record.payload(),
+            place,
+            log_time,
+        )
+        .map_err(|error| error.to_string())
+    }
+
+    /// An event that Postgres will not store becomes a dead letter with an outcome, so that its batch is answered.
+    pub(crate) fn refuse(&self, chunk: &mut Chunk, records: &[OwnedMessage], why: &dyn std::fmt::Display) {
+        for arrived in std::mem::take(&mut chunk.events) {
+            let reason = format!("Postgres cannot store it: {why}");
+            if let Some(record) = records
+                .iter()
+                .find(|r| r.partition() == arrived.place.partition && r.offset() == arrived.place.offset)
+            {
+                let tenant = Some(arrived.event.tenant.as_str().to_owned());
+                chunk
+                    .dead
+                    .push(self.dead_letter(record, tenant, reason, arrived.log_time));
+            }
+            let error = ItemError {
+                error_code: ErrorCode::ValidationError,
+                ..ItemError::field("", "storable", "the item holds a value that cannot be stored")
+            };
+            chunk.refused.push(OutcomeRow {
+                arrived,
+                outcome: Outcome::Refused { error },
+            });
+        }
+    }
+
+    fn dead_letter(
+        &self,
+        record: &OwnedMessage,
+        tenant: Option<String>,
+        reason: String,
+        log_time: DateTime<Utc>,
+    ) -> DeadLetter {
+        let headers = record.headers().into_iter().flat_map(|headers| headers.iter());
+        DeadLetter {
+            topic: self.topic.to_owned(),
+            partition: record.partition(),
+            offset: record.offset(),
+            tenant,
+            reason,
+            headers: headers
+                .map(|header| (header.key.to_owned(), header.value.map(<[u8]>::to_vec)))
+                .collect(),
+            key: record.key().map(<[u8]>::to_vec),
+            value: record.payload().map(<[u8]>::to_vec),
+            log_time,
+        }
+    }
+}
+
+fn log_time(record: &OwnedMessage) -> DateTime<Utc> {
+    record
+        .timestamp()
+        .to_millis()
+        .and_then(DateTime::from_timestamp_millis)
+        .unwrap_or_default()
+}

@@ -130,10 +130,7 @@ async fn format_once(home: &Path, exe: &Path, java: &Path, jars: &Path) -> Resul
     // A cluster id is 16 bytes in 22 digits of base64url, and hex digits are such digits too; the last
     // one has only two bits to say, and `A` leaves them zero.
     let cluster_id = format!("{}A", &random_hex()[..21]);
-    // A second's work: compiling it well costs more than it brings.
-    let mut args: Vec<OsString> = ["-XX:TieredStopAtLevel=1", "-XX:+UseSerialGC"]
-        .map(Into::into)
-        .into();
+    let mut args: Vec<OsString> = vec!["-XX:+UseSerialGC".into()];
     args.extend(jvm(jars));
     let format = [
         "kafka.tools.StorageTool",
@@ -165,6 +162,9 @@ fn jvm(jars: &Path) -> Vec<OsString> {
     class_path.push("/*");
     vec![
         "-Xmx512m".into(),
+        // Compile once, quickly. The optimising compiler takes most of a core for the first minutes under load, which a
+        // broker that runs for months never notices, and one on a laptop or in a test does nothing but notice.
+        "-XX:TieredStopAtLevel=1".into(),
         "-Dlog4j2.configurationFile=log4j2.properties".into(),
         "-cp".into(),
         class_path,

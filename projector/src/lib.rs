@@ -2,6 +2,7 @@
 //! and phones are unknown here, and so is every domain's name.
 //!
 //! - [`fold`], [`document`], [`state`], [`event`]: the meaning of an event, pure
+//! - [`policy`], [`merge`]: how a conflict is decided, pure
 //! - [`chunk`]: a stretch of the log folded in memory
 //! - `load`, `write`, `session`, `sheet`: the store
 //! - `lane`: the worker that carries chunks from one to the other
@@ -18,8 +19,10 @@ pub mod event;
 pub mod fold;
 mod lane;
 mod load;
+pub mod merge;
 mod notify;
 mod ownership;
+pub mod policy;
 mod retry;
 mod session;
 mod sheet;

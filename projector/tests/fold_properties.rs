@@ -6,10 +6,27 @@ mod common;
 use common::*;
 use proptest::prelude::*;
 use serde_json::{Value, json};
+use tidelog_events::domain::Policy;
 use tidelog_events::item::Operation;
 
 fn phone() -> impl Strategy<Value = Phone> {
     prop_oneof![Just(ANNA), Just(ANNAS_TABLET), Just(BERT)]
+}
+
+fn policy() -> impl Strategy<Value = Policy> {
+    prop_oneof![
+        1 => Just(Policy::ClientWins),
+        1 => Just(Policy::ServerWins),
+        1 => Just(Policy::MostRecentWins),
+        1 => Just(Policy::PreserveEscalation),
+        4 => Just(Policy::Merge),
+        1 => Just(Policy::Manual),
+    ]
+}
+
+/// Now and then the tenant has device priority on.
+fn device_type() -> impl Strategy<Value = Option<&'static str>> {
+    prop_oneof![2 => Just(None), 1 => Just(Some("phone/40")), 1 => Just(Some("tablet/60"))]
 }
 
 fn subject() -> impl Strategy<Value = &'static str> {
@@ -58,15 +75,7 @@ fn ticket_item() -> impl Strategy<Value = Sent> {
                 _ if base == 0 => Operation::Create,
                 _ => Operation::Update,
             };
-            Sent {
-                domain: "helpdesk",
-                phone,
-                operation,
-                subject: subject.into(),
-                base,
-                item,
-                batch: 0,
-            }
+            Sent::new("helpdesk", phone, operation, subject, base, item)
         },
     )
 }
@@ -85,28 +94,34 @@ fn journal_item() -> impl Strategy<Value = Sent> {
             _ if base == 0 => Operation::Create,
             _ => Operation::Update,
         };
-        Sent { domain, phone, operation, subject: subject.into(), base, item, batch: 0 }
+        Sent::new(domain, phone, operation, subject, base, item)
     })
 }
 
 fn session_item() -> impl Strategy<Value = Sent> {
-    (phone(), 0..3u8).prop_map(|(phone, n)| Sent {
-        domain: "sessions",
-        phone,
-        operation: Operation::Append,
-        subject: format!("{}/s", phone.user),
-        base: 0,
-        item: json!({"session_id": "s", "event_count": n}),
-        batch: 0,
+    (phone(), 0..3u8).prop_map(|(phone, n)| {
+        let item = json!({"session_id": "s", "event_count": n});
+        Sent::new(
+            "sessions",
+            phone,
+            Operation::Append,
+            &format!("{}/s", phone.user),
+            0,
+            item,
+        )
     })
 }
 
 /// A history: items in their own batches, some of them events appended again, some the same items under a new batch.
 fn history(item: impl Strategy<Value = Sent>) -> impl Strategy<Value = Vec<Sent>> {
-    let step = (item, any::<prop::sample::Index>(), 0..8u8);
+    let stamps = (policy(), prop::option::of(0..6i64), device_type());
+    let step = (item, stamps, any::<prop::sample::Index>(), 0..8u8);
     prop::collection::vec(step, 1..40).prop_map(|steps| {
         let mut history: Vec<Sent> = Vec::new();
-        for (number, (mut sent, earlier, dice)) in steps.into_iter().enumerate() {
+        for (number, (mut sent, (policy, minute, device_type), earlier, dice)) in
+            steps.into_iter().enumerate()
+        {
+            (sent.policy, sent.minute, sent.device_type) = (policy, minute, device_type);
             sent.batch = number as u64;
             let again = (!history.is_empty()).then(|| earlier.get(&history).clone());
             history.push(match (dice, again) {

@@ -49,6 +49,12 @@ pub const BERT: Phone = Phone {
     role: Role::User,
 };
 
+pub const CARL: Phone = Phone {
+    user: "carl",
+    device: "phone-carl",
+    role: Role::User,
+};
+
 /// An item as a phone would post it, alone in its batch.
 #[derive(Debug, Clone)]
 pub struct Sent {

@@ -2,7 +2,7 @@
 //! the partition has moved on, or nothing does. One statement a table whatever the number of rows, all sent at once.
 
 use crate::ProjectorError;
-use crate::chunk::{FeedRow, Results, World};
+use crate::chunk::{ConflictRow, FeedRow, Results, World};
 use crate::merge::Kept;
 use crate::session::Session;
 use crate::sheet::{Sheet, array_text};
@@ -349,6 +349,12 @@ fn conflicts(results: &Results, topic: &str) -> (String, Sheet) {
         "operation",
         rows.iter().map(|row| row.arrived.event.operation.as_str()),
     );
+    decisions(&mut sheet, rows);
+    (sheet.insert("conflicts", "ON CONFLICT DO NOTHING"), sheet)
+}
+
+/// How each conflict was decided, and between what.
+fn decisions(sheet: &mut Sheet, rows: &[ConflictRow]) {
     sheet.column("policy", rows.iter().map(|row| row.arrived.event.policy.as_str()));
     sheet.column("winner", rows.iter().map(|row| row.conflict.winner.as_str()));
     sheet.column("client_version", rows.iter().map(|row| row.arrived.event.base));
@@ -378,7 +384,6 @@ fn conflicts(results: &Results, topic: &str) -> (String, Sheet) {
         "jsonb",
         rows.iter().map(|row| kept_text(&row.conflict.kept)),
     );
-    (sheet.insert("conflicts", "ON CONFLICT DO NOTHING"), sheet)
 }
 
 fn dead_letters(dead: &[DeadLetter]) -> (String, Sheet) {

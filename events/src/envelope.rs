@@ -4,7 +4,7 @@
 
 use crate::batch::BatchId;
 use crate::domain::{Policy, Registry, parse_datetime};
-use crate::ids::{DeviceId, Role, TenantId, UserId};
+use crate::ids::{DeviceId, DeviceType, Role, TenantId, UserId};
 use crate::item::{Operation, encode_part};
 use chrono::{DateTime, SecondsFormat, Utc};
 use percent_encoding::percent_decode_str;
@@ -25,7 +25,7 @@ pub struct Stamp {
     pub device: DeviceId,
     /// As whom.
     pub role: Role,
-    /// What kind of device, only where device priority is on.
+    /// What kind of device with its priority (`<kind>/<priority>`), only where device priority is on.
     pub device_type: Option<String>,
     /// The batch.
     pub batch: BatchId,
@@ -115,8 +115,8 @@ pub struct Event {
     pub device: DeviceId,
     /// As whom.
     pub role: Role,
-    /// What kind of device, where device priority was on.
-    pub device_type: Option<String>,
+    /// What kind of device with its priority, where device priority was on.
+    pub device_type: Option<DeviceType>,
     /// The identity.
     pub subject: String,
     /// When the device did it, corrected for skew.
@@ -203,7 +203,10 @@ impl Event {
             user,
             device,
             role: get("ce_role").map_or(Ok(Role::User), |text| read(text, "ce_role", Role::parse))?,
-            device_type: get("ce_devicetype").ok().map(str::to_owned),
+            device_type: get("ce_devicetype")
+                .ok()
+                .map(|text| read(text, "ce_devicetype", DeviceType::parse))
+                .transpose()?,
             subject: read(get("ce_subject")?, "ce_subject", |text| {
                 (!text.is_empty() && text.len() <= 4096 && !text.contains('\0')).then(|| text.to_owned())
             })?,
@@ -271,7 +274,7 @@ mod tests {
             UserId::parse("jürgen@x").expect("user"),
             DeviceId::parse("phone-1").expect("device"),
             Role::Supervisor,
-            None,
+            Some("tablet/60".into()),
             batch,
         )
     }
@@ -298,6 +301,7 @@ mod tests {
             (event.id, event.batch, event.role),
             (stamp.batch.event_id(3), stamp.batch, Role::Supervisor)
         );
+        assert_eq!(event.device_type, DeviceType::new("tablet", 60));
     }
 
     #[test]

@@ -113,6 +113,49 @@ impl Role {
     }
 }
 
+/// What kind of device an event came from, and which priority its tenant gave that kind when the event was appended:
+/// `<kind>/<priority>` in the header and in the tables.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct DeviceType {
+    kind: String,
+    priority: u8,
+}
+
+impl DeviceType {
+    /// The highest priority that a tenant can give.
+    pub const MAX_PRIORITY: u8 = 200;
+
+    /// Of a kind with its priority.
+    pub fn new(kind: &str, priority: u8) -> Option<DeviceType> {
+        let fits = (1..=32).contains(&kind.len())
+            && kind
+                .bytes()
+                .all(|b| b.is_ascii_alphanumeric() || b == b'_' || b == b'-')
+            && priority <= DeviceType::MAX_PRIORITY;
+        fits.then(|| DeviceType {
+            kind: kind.to_owned(),
+            priority,
+        })
+    }
+
+    /// Reads `<kind>/<priority>`.
+    pub fn parse(text: &str) -> Option<DeviceType> {
+        let (kind, priority) = text.split_once('/')?;
+        DeviceType::new(kind, priority.parse().ok()?)
+    }
+
+    /// The higher one decides between two devices of one user.
+    pub fn priority(&self) -> u8 {
+        self.priority
+    }
+}
+
+impl fmt::Display for DeviceType {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}/{}", self.kind, self.priority)
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -122,6 +165,15 @@ mod tests {
         assert!(DeviceId::parse("phone-1").is_ok());
         for bad in ["ph-1", "phone 1", "", &"x".repeat(101), "phöne-1"] {
             assert!(DeviceId::parse(bad).is_err(), "{bad:?}");
+        }
+    }
+
+    #[test]
+    fn a_device_type_reads_back_and_has_a_priority_of_0_to_200() {
+        let phone = DeviceType::parse("phone/40").expect("a device type");
+        assert_eq!((phone.priority(), phone.to_string().as_str()), (40, "phone/40"));
+        for bad in ["phone", "phone/201", "phone/-1", "/40", "a b/40", "phone/40/1"] {
+            assert_eq!(DeviceType::parse(bad), None, "{bad:?}");
         }
     }
 

@@ -73,12 +73,13 @@ pub(crate) async fn play(show: &mut Show, service: &mut Service) -> Result<()> {
         1,
         &[
             ("priority", "LOW"),
+            ("status", "NEW"),
             ("comments", "Asha: this can wait until Monday"),
         ],
     );
     let (third, conflict_id) = conflict(show, &asha, &stale).await?;
     attempt_is_kept(show, service, &conflict_id, &stale).await?;
-    catch_up(show, &asha, &cursor, &changes).await?;
+    catch_up(show, &asha, &cursor, &changes, &stale).await?;
 
     let index = tickets
         .iter()
@@ -241,7 +242,9 @@ async fn change_five(show: &mut Show, phone: &Phone, chosen: &[&Item]) -> Result
 
 /// Answers the conflict's id too.
 async fn conflict(show: &mut Show, phone: &Phone, stale: &Item) -> Result<(Answer, String)> {
-    show.step("Phone A, which has not heard of that, changes one of the five, still on version 1");
+    show.step(
+        "Phone A, which has not heard of that, changes one of the five, still on version 1 and with the status of then",
+    );
     let answer = phone
         .post(&format!("demo-{}", Uuid::new_v4()), std::slice::from_ref(stale))
         .await?;
@@ -258,12 +261,13 @@ async fn conflict(show: &mut Show, phone: &Phone, stale: &Item) -> Result<(Answe
         "status",
         "server_version",
         "client_version",
+        "resolution",
         "winner",
     ];
     show.check(
         &names.join(", "),
         members(told, &names),
-        format!("{} conflict 2 1 server", stale.id),
+        format!("{} conflict 3 1 preserve_escalation merged", stale.id),
     )?;
     let conflict_id = told["conflict_id"].as_str().unwrap_or_default().to_owned();
     show.check(
@@ -272,10 +276,11 @@ async fn conflict(show: &mut Show, phone: &Phone, stale: &Item) -> Result<(Answe
         true,
     )?;
     tell(&format!(
-        "200 in {}: a conflict (server at version 2, phone at 1); the server's state stays,",
+        "200 in {}: a conflict (server at version 2, phone at 1), decided by the tickets' policy: Asha's words are",
         millis(answer.took)
     ));
-    tell(&format!("Asha's attempt is kept as conflict {conflict_id}"));
+    tell("applied as version 3, but the status, like any escalation, stays as Boris set it;");
+    tell(&format!("both sides are kept as conflict {conflict_id}"));
     Ok((answer, conflict_id))
 }
 
@@ -284,43 +289,49 @@ async fn attempt_is_kept(show: &mut Show, service: &Service, conflict_id: &str, 
     let (client, connection) =
         tokio_postgres::connect(service.env("TIDELOG_DATABASE_URL")?, tokio_postgres::NoTls).await?;
     let connection = tokio::spawn(connection);
-    let question = "SELECT client_doc, server_doc FROM tidelog.conflicts WHERE conflict_id = $1";
+    let question = "SELECT client_doc, server_doc, kept FROM tidelog.conflicts WHERE conflict_id = $1";
     let row = client
         .query_one(question, &[&Uuid::try_parse(conflict_id)?])
         .await?;
     drop(client);
     connection.await??;
-    let (tried, stands): (Value, Value) = (row.try_get(0)?, row.try_get(1)?);
+    let (tried, met, kept): (Value, Value, Value) = (row.try_get(0)?, row.try_get(1)?, row.try_get(2)?);
     show.check(
         "what Asha wrote is kept",
         &tried["comments"],
         &stale.member("comments"),
     )?;
+    show.check("what it met is kept", &met["comments"], "Boris: I am on my way")?;
     show.check(
-        "what it met is kept",
-        &stands["comments"],
-        "Boris: I am on my way",
+        "whose comments, priority and status stand",
+        members(&kept, &["comments", "priority", "status"]),
+        "client client server",
     )
 }
 
-/// Phone A sees exactly what B changed.
-async fn catch_up(show: &mut Show, phone: &Phone, cursor: &str, changes: &[Item]) -> Result<()> {
+/// Phone A sees exactly what B changed, and what became of its own stale change.
+async fn catch_up(
+    show: &mut Show,
+    phone: &Phone,
+    cursor: &str,
+    changes: &[Item],
+    stale: &Item,
+) -> Result<()> {
     show.step("Phone A pulls what has changed since its cursor");
     let pulled = follow(show, phone, &format!("cursor={cursor}"), 100).await?;
     let names = ["mobile_id", "version", "status", "priority", "comments"];
     let came: BTreeSet<String> = pulled.items.iter().map(|doc| members(doc, &names)).collect();
     let expected: BTreeSet<String> = changes
         .iter()
-        .map(|change| format!("{} 2 OPEN HIGH Boris: I am on my way", change.id))
+        .map(|change| match change.id == stale.id {
+            true => format!("{} 3 OPEN LOW Asha: this can wait until Monday", change.id),
+            false => format!("{} 2 OPEN HIGH Boris: I am on my way", change.id),
+        })
         .collect();
     show.check("each record once", pulled.items.len(), changes.len())?;
-    show.check(
-        "exactly what B changed: version, status, priority, comments",
-        &came,
-        &expected,
-    )?;
+    show.check("the five: version, status, priority, comments", &came, &expected)?;
     tell(&format!(
-        "{} tickets in {}: the five, as Boris left them, and nothing else",
+        "{} tickets in {}: the five, four as Boris left them and one with Asha's words too, and nothing else",
         CHANGES,
         millis(pulled.slowest)
     ));

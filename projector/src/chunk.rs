@@ -4,7 +4,7 @@
 
 use crate::event::Arrived;
 use crate::fold::{Conflict, Folded, Step, fold, follow_parent};
-use crate::state::{Record, RecordKey, State};
+use crate::state::{PastChange, Record, RecordKey, State};
 use chrono::{DateTime, Utc};
 use std::collections::{BTreeSet, HashMap};
 use std::sync::Arc;
@@ -100,9 +100,12 @@ pub fn needed_pasts(events: &[Arc<Arrived>], world: &World) -> HashMap<RecordKey
     needed
 }
 
-/// Whether an event may be a repeat of one that the record's past tells of, and how far back that may be. On the normal
-/// path none is: an event whose base is the record's version was not applied before, or the record would have moved
-/// on. Only a base that was ahead, or a deletion without effect, leaves a version where a repeat would meet it again.
+/// Whether an event may be a repeat of one that the record's past tells of, or a conflict that is decided by what the
+/// past changed, and how far back that may be. On the normal path it is neither: an event whose base is the record's
+/// version was not applied before, or the record would have moved on. Only a base that was ahead, or a deletion
+/// without effect, leaves a version where a repeat would meet it again. A conflict needs every change after its base:
+/// those that are stored when the chunk begins are after the base too, and those that the chunk makes are noted as it
+/// is folded.
 fn past_needed_after(state: Option<&State>, arrived: &Arrived) -> Option<i64> {
     let event = &arrived.event;
     let Some(state) = state else {
@@ -139,8 +142,8 @@ pub fn fold_chunk(registry: &Registry, world: &mut World, events: &[Arc<Arrived>
             Folded::NotApplied { outcome, conflict } => {
                 not_applied(world, &mut results, arrived, &key, outcome, conflict)
             }
-            Folded::Applied(step) => {
-                applied(world, &mut results, arrived, &key, *step);
+            Folded::Applied { step, conflict } => {
+                applied(world, &mut results, arrived, &key, *step, conflict);
                 if let Some(parent) = parent_key {
                     world.children.entry(parent).or_default().insert(key.clone());
                 }
@@ -165,13 +168,7 @@ fn not_applied(
         repeatable(&outcome).then_some(arrived.content),
         outcome.clone(),
     );
-    if let (Outcome::Conflict { conflict_id, .. }, Some(conflict)) = (&outcome, conflict) {
-        results.conflicts.push(ConflictRow {
-            conflict_id: *conflict_id,
-            arrived: arrived.clone(),
-            conflict,
-        });
-    }
+    keep_attempt(results, arrived, conflict);
     results.outcomes.push(OutcomeRow {
         arrived: arrived.clone(),
         outcome,
@@ -187,15 +184,47 @@ pub fn repeatable(outcome: &Outcome) -> bool {
     )
 }
 
-fn applied(world: &mut World, results: &mut Results, arrived: &Arc<Arrived>, key: &RecordKey, step: Step) {
-    let outcome = Outcome::Applied {
-        change: step.change,
-        version: step.state.version,
+/// Both sides of a conflict go to the store, whoever won. Answers the conflict's id.
+fn keep_attempt(
+    results: &mut Results,
+    arrived: &Arc<Arrived>,
+    conflict: Option<Box<Conflict>>,
+) -> Option<Uuid> {
+    let conflict = conflict?;
+    let (batch, index) = arrived.key();
+    let conflict_id = batch.conflict_id(index);
+    results.conflicts.push(ConflictRow {
+        conflict_id,
+        arrived: arrived.clone(),
+        conflict,
+    });
+    Some(conflict_id)
+}
+
+fn applied(
+    world: &mut World,
+    results: &mut Results,
+    arrived: &Arc<Arrived>,
+    key: &RecordKey,
+    step: Step,
+    conflict: Option<Box<Conflict>>,
+) {
+    let outcome = match &conflict {
+        Some(conflict) => conflict.outcome(arrived),
+        None => Outcome::Applied {
+            change: step.change,
+            version: step.state.version,
+        },
     };
     let record = world.records.entry(key.clone()).or_default();
     record.past.note(arrived.key(), Some(arrived.content), outcome);
+    if arrived.domain.is_entity() {
+        // An item further on in this chunk may be behind this change, which no store knows yet.
+        record.past.note_change(past_change(&step));
+    }
     record.state = Some(step.state.clone());
     results.changed.insert(key.clone());
+    let conflict_id = keep_attempt(results, arrived, conflict);
     results.feed.push(FeedRow {
         record: key.clone(),
         operation: operation_name(step.change),
@@ -204,8 +233,21 @@ fn applied(world: &mut World, results: &mut Results, arrived: &Arc<Arrived>, key
         batch_index: arrived.event.index as i32,
         base_version: arrived.event.base,
         item_hash: arrived.content,
-        conflict_id: None,
+        conflict_id,
     });
+}
+
+fn past_change(step: &Step) -> PastChange {
+    let state = &step.state;
+    PastChange {
+        version: state.version,
+        change: step.change,
+        touched: step.touched.clone(),
+        user: state.user.clone(),
+        device: state.device.clone(),
+        device_type: state.device_type.clone(),
+        item_time: state.item_time,
+    }
 }
 
 fn operation_name(change: Change) -> &'static str {

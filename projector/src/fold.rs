@@ -4,9 +4,12 @@
 
 use crate::document::{Touched, judge, patch_of, touched, write_defaults};
 use crate::event::Arrived;
+use crate::merge::Kept;
+use crate::policy::{Attempt, Side, Verdict, decide, standing};
 use crate::state::{Doc, Record, State};
 use serde_json::Value;
-use tidelog_events::domain::{Audience, Kind, Reader};
+use std::sync::Arc;
+use tidelog_events::domain::{Audience, Kind, Reader, Visibility};
 use tidelog_events::error::ItemError;
 use tidelog_events::item::Operation;
 use tidelog_events::json::merge_patch;
@@ -18,12 +21,17 @@ pub enum Folded {
     /// The same event was folded before: nothing at all.
     Repeat,
     /// The record's state changes.
-    Applied(Box<Step>),
+    Applied {
+        /// How.
+        step: Box<Step>,
+        /// The two sides, where the item was behind and its policy let it change the record.
+        conflict: Option<Box<Conflict>>,
+    },
     /// It does not; the outcome is kept.
     NotApplied {
         /// What became of the item.
         outcome: Outcome,
-        /// The two sides, where it was behind.
+        /// The two sides, where it was behind and the record stays as it is.
         conflict: Option<Box<Conflict>>,
     },
 }
@@ -36,7 +44,7 @@ pub struct Step {
     /// What it did.
     pub change: Change,
     /// Which members of the document it touched, and what they were before.
-    pub touched: Touched,
+    pub touched: Arc<Touched>,
     /// Who saw the record before, where the domain stores that.
     pub audience_before: Option<Audience>,
     /// The place of the record's change before this one.
@@ -58,14 +66,29 @@ pub struct Conflict {
     pub winner: Winner,
     /// The record's version afterwards.
     pub result_version: i64,
+    /// Which values came from whom, where parts of both stand.
+    pub kept: Kept,
 }
 
+impl Conflict {
+    /// What the item's sender is told.
+    pub fn outcome(&self, arrived: &Arrived) -> Outcome {
+        let (batch, index) = arrived.key();
+        Outcome::Conflict {
+            conflict_id: batch.conflict_id(index),
+            policy: arrived.event.policy,
+            winner: self.winner,
+            server_version: self.result_version,
+            client_version: arrived.event.base,
+        }
+    }
+}
+
+/// The record that another one hangs on, with its domain's rule of who may see and write it.
+type ParentOf<'a> = Option<(&'a State, &'a Visibility)>;
+
 /// Folds one event into its record. `parent` is the record that it hangs on, where the domain has one and it exists.
-pub fn fold(
-    record: &Record,
-    parent: Option<(&State, &tidelog_events::domain::Visibility)>,
-    arrived: &Arrived,
-) -> Folded {
+pub fn fold(record: &Record, parent: ParentOf<'_>, arrived: &Arrived) -> Folded {
     if record.past.of_event(arrived.key()).is_some() {
         return Folded::Repeat;
     }
@@ -99,11 +122,7 @@ fn fold_telemetry(record: &Record, arrived: &Arrived, replace: bool) -> Folded {
     }
 }
 
-fn fold_entity(
-    record: &Record,
-    parent: Option<(&State, &tidelog_events::domain::Visibility)>,
-    arrived: &Arrived,
-) -> Folded {
+fn fold_entity(record: &Record, parent: ParentOf<'_>, arrived: &Arrived) -> Folded {
     let state = record.state.as_ref();
     if !may_write(state, parent, arrived) {
         return refused(ItemError::forbidden());
@@ -115,7 +134,7 @@ fn fold_entity(
         });
     }
     if let Some(state) = state.filter(|state| is_behind(state, arrived)) {
-        return conflict(state, arrived);
+        return conflict(record, state, parent, arrived);
     }
     if arrived.event.operation == Operation::Delete {
         return apply(state, parent, arrived, Doc::new(), true);
@@ -141,11 +160,7 @@ fn is_behind(state: &State, arrived: &Arrived) -> bool {
     arrived.event.base < state.version && !own_run
 }
 
-fn may_write(
-    state: Option<&State>,
-    parent: Option<(&State, &tidelog_events::domain::Visibility)>,
-    arrived: &Arrived,
-) -> bool {
+fn may_write(state: Option<&State>, parent: ParentOf<'_>, arrived: &Arrived) -> bool {
     let reader = Reader {
         user: &arrived.event.user,
         role: arrived.event.role,
@@ -163,27 +178,51 @@ fn may_write(
     }
 }
 
-/// Until a policy decides otherwise the server's state stays; the attempt is kept.
-fn conflict(state: &State, arrived: &Arrived) -> Folded {
-    let (batch, index) = arrived.key();
-    let outcome = Outcome::Conflict {
-        conflict_id: batch.conflict_id(index),
-        policy: arrived.event.policy,
-        winner: Winner::Server,
-        server_version: state.version,
-        client_version: arrived.event.base,
+/// The policy decides first; what it would make of the record is then judged like any document, and a refusal is the
+/// item's outcome. Otherwise the attempt is kept, whoever won.
+fn conflict(record: &Record, state: &State, parent: ParentOf<'_>, arrived: &Arrived) -> Folded {
+    let event = &arrived.event;
+    let since = record.past.changes_after(event.base);
+    let patch = patch_of(&arrived.domain, &arrived.item);
+    let attempt = Attempt {
+        base: event.base,
+        deletes: event.operation == Operation::Delete,
+        patch: &patch,
+        side: Side {
+            user: event.user.as_str(),
+            device: event.device.as_str(),
+            device_type: event.device_type.as_ref(),
+            time: arrived.item_time(),
+        },
     };
-    let conflict = Conflict {
-        client_doc: patch_of(&arrived.domain, &arrived.item),
+    let decision = decide(&arrived.domain, event.policy, state, since, &attempt);
+    let step = match decision.verdict {
+        Verdict::Stay => None,
+        Verdict::Delete => Some(step(Some(state), parent, arrived, Doc::new(), true)),
+        // An update that undoes a deletion goes on from what that removed, so its transition is judged from there too.
+        Verdict::Replace(doc) => match judge(&arrived.domain, standing(state, since), &doc) {
+            Ok(()) => Some(step(Some(state), parent, arrived, doc, false)),
+            Err(error) => return refused(error),
+        },
+    };
+    let conflict = Box::new(Conflict {
+        client_doc: patch,
         server_doc: (!state.deleted).then(|| state.doc.clone()),
         server_version: state.version,
         server_time: state.item_time,
-        winner: Winner::Server,
-        result_version: state.version,
-    };
-    Folded::NotApplied {
-        outcome,
-        conflict: Some(Box::new(conflict)),
+        winner: decision.winner,
+        result_version: step.as_ref().map_or(state.version, |step| step.state.version),
+        kept: decision.kept,
+    });
+    match step {
+        Some(step) => Folded::Applied {
+            step: Box::new(step),
+            conflict: Some(conflict),
+        },
+        None => Folded::NotApplied {
+            outcome: conflict.outcome(arrived),
+            conflict: Some(conflict),
+        },
     }
 }
 
@@ -198,13 +237,14 @@ fn number(arrived: &Arrived, doc: &mut Doc) {
     }
 }
 
-fn apply(
-    state: Option<&State>,
-    parent: Option<(&State, &tidelog_events::domain::Visibility)>,
-    arrived: &Arrived,
-    doc: Doc,
-    deleted: bool,
-) -> Folded {
+fn apply(state: Option<&State>, parent: ParentOf<'_>, arrived: &Arrived, doc: Doc, deleted: bool) -> Folded {
+    Folded::Applied {
+        step: Box::new(step(state, parent, arrived, doc, deleted)),
+        conflict: None,
+    }
+}
+
+fn step(state: Option<&State>, parent: ParentOf<'_>, arrived: &Arrived, doc: Doc, deleted: bool) -> Step {
     let before = state.map_or(0, |state| state.version);
     let event = &arrived.event;
     let same_run =
@@ -219,6 +259,7 @@ fn apply(
         created_at: state.map_or(arrived.log_time, |state| state.created_at),
         user: event.user.as_str().to_owned(),
         device: event.device.as_str().to_owned(),
+        device_type: event.device_type.clone(),
         item_time: arrived.item_time(),
         changed_at: arrived.log_time,
         run_from: same_run.map_or(before, |state| state.run_from),
@@ -235,18 +276,18 @@ fn apply(
         (false, true) => Change::Created,
         (false, false) => Change::Updated,
     };
-    Folded::Applied(Box::new(Step {
+    Step {
         state: next,
         change,
-        touched,
+        touched: Arc::new(touched),
         audience_before: state.and_then(|state| state.audience.clone()),
         previous_offset: state.map(|state| state.place.offset),
-    }))
+    }
 }
 
 fn audience(
     arrived: &Arrived,
-    parent: Option<(&State, &tidelog_events::domain::Visibility)>,
+    parent: ParentOf<'_>,
     owner: &str,
     doc: &Doc,
     deleted: bool,
@@ -290,7 +331,7 @@ pub fn follow_parent(child: &State, parent: &State, arrived: &Arrived) -> Option
     Some(Step {
         state,
         change: Change::Updated,
-        touched: Touched::default(),
+        touched: Arc::default(),
         audience_before: child.audience.clone(),
         previous_offset: Some(child.place.offset),
     })

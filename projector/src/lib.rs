@@ -2,6 +2,7 @@
 //! and phones are unknown here, and so is every domain's name.
 //!
 //! - [`fold`], [`document`], [`state`], [`event`]: the meaning of an event, pure
+//! - [`policy`], [`merge`]: how a conflict is decided, pure
 //! - [`chunk`]: a stretch of the log folded in memory
 //! - `load`, `write`, `session`, `sheet`: the store
 //! - `lane`, `reading`, `flight`: the worker that carries chunks from the log to the store, one written while the next
@@ -20,8 +21,10 @@ mod flight;
 pub mod fold;
 mod lane;
 mod load;
+pub mod merge;
 mod notify;
 mod ownership;
+pub mod policy;
 mod reading;
 mod retry;
 mod session;

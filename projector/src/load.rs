@@ -3,10 +3,11 @@
 
 use crate::ProjectorError;
 use crate::chunk::{World, child_domains, needed_pasts, repeatable};
+use crate::document::Touched;
 use crate::event::Arrived;
 use crate::session::Session;
 use crate::sheet::get;
-use crate::state::{Doc, Past, RecordKey, State};
+use crate::state::{Doc, Past, PastChange, RecordKey, State};
 use chrono::{DateTime, Utc};
 use futures_util::future::try_join_all;
 use serde_json::Value;
@@ -14,6 +15,7 @@ use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::sync::Arc;
 use tidelog_events::batch::BatchId;
 use tidelog_events::domain::{Audience, Domain, Policy, Registry};
+use tidelog_events::ids::DeviceType;
 use tidelog_events::outcome::{Change, Outcome, Winner};
 use tidelog_events::position::Place;
 use tokio_postgres::types::ToSql;
@@ -80,7 +82,7 @@ fn state_columns(domain: &Domain) -> String {
         "NULL::text[] AS audience"
     };
     format!(
-        "r.version, r.deleted, r.doc::text AS doc, r.owner_id, r.created_at, r.user_id, r.device_id, r.updated_at, \
+        "r.version, r.deleted, r.doc::text AS doc, r.owner_id, r.created_at, r.user_id, r.device_id, r.device_type, r.updated_at, \
          r.last_sync_timestamp, r.run_from, r.ahead_base, r.partition, r.\"offset\", {audience}"
     )
 }
@@ -147,6 +149,7 @@ fn read_state(row: &Row) -> Result<State, ProjectorError> {
         created_at: get(row, "created_at")?,
         user: get(row, "user_id")?,
         device: get(row, "device_id")?,
+        device_type: read_device_type(row)?,
         item_time: get(row, "updated_at")?,
         changed_at: get(row, "last_sync_timestamp")?,
         run_from: get(row, "run_from")?,
@@ -157,6 +160,15 @@ fn read_state(row: &Row) -> Result<State, ProjectorError> {
             offset: get(row, "offset")?,
         },
     })
+}
+
+fn read_device_type(row: &Row) -> Result<Option<DeviceType>, ProjectorError> {
+    let Some(text) = get::<Option<&str>>(row, "device_type")? else {
+        return Ok(None);
+    };
+    let read = DeviceType::parse(text);
+    read.map(Some)
+        .ok_or_else(|| ProjectorError::Stored(format!("the device type {text:?}")))
 }
 
 fn read_doc(text: &str) -> Result<Doc, ProjectorError> {
@@ -297,26 +309,7 @@ async fn walk_feed(
     chains: &[Chain],
     world: &mut World,
 ) -> Result<(), ProjectorError> {
-    let id = domain.id_column();
-    let cast = if domain.is_entity() { "::uuid" } else { "" };
-    let sql = format!(
-        "WITH RECURSIVE past AS (\
-           SELECT k.n, k.after, c.tenant_id, c.{id}, c.partition, c.\"offset\", c.previous_offset, c.version, c.operation, \
-                  c.batch_id, c.batch_index, c.item_hash, c.conflict_id \
-           FROM unnest($1::bigint[], $2::text[], $3::text[], $4::int[], $5::bigint[], $6::bigint[]) \
-                AS k(n, tenant, subject, partition, at, after) \
-           JOIN {feed} c ON c.tenant_id = k.tenant AND c.partition = k.partition AND c.\"offset\" = k.at AND c.{id} = k.subject{cast} \
-           UNION ALL \
-           SELECT p.n, p.after, c.tenant_id, c.{id}, c.partition, c.\"offset\", c.previous_offset, c.version, c.operation, \
-                  c.batch_id, c.batch_index, c.item_hash, c.conflict_id \
-           FROM past p JOIN {feed} c ON c.tenant_id = p.tenant_id AND c.partition = p.partition \
-                AND c.\"offset\" = p.previous_offset AND c.{id} = p.{id} \
-           WHERE p.version > p.after\
-         ) SELECT p.n, p.version, p.operation, p.batch_id, p.batch_index, p.item_hash, p.conflict_id, \
-                  x.policy, x.winner, x.result_version, x.client_version \
-         FROM past p LEFT JOIN conflicts x ON x.conflict_id = p.conflict_id ORDER BY p.n, p.\"offset\"",
-        feed = domain.changes_table(),
-    );
+    let sql = past_of(domain);
     let numbers: Vec<i64> = (0..chains.len() as i64).collect();
     let tenants: Vec<&str> = chains.iter().map(|chain| chain.key.tenant.as_str()).collect();
     let subjects: Vec<&str> = chains.iter().map(|chain| chain.key.subject.as_str()).collect();
@@ -334,34 +327,82 @@ async fn walk_feed(
         let Some(chain) = usize::try_from(at).ok().and_then(|at| chains.get(at)) else {
             continue;
         };
-        if let Some(outcome) = applied_outcome(&row)? {
-            let event = (
-                BatchId(get(&row, "batch_id")?),
-                get::<i32>(&row, "batch_index")? as u32,
-            );
-            let content: Uuid = get(&row, "item_hash")?;
-            world
-                .records
-                .entry(chain.key.clone())
-                .or_default()
-                .past
-                .note(event, Some(content), outcome);
+        let Some(change) = change_of(&row)? else {
+            continue;
+        };
+        let event = (
+            BatchId(get(&row, "batch_id")?),
+            get::<i32>(&row, "batch_index")? as u32,
+        );
+        let content: Uuid = get(&row, "item_hash")?;
+        let past = &mut world.records.entry(chain.key.clone()).or_default().past;
+        past.note(event, Some(content), applied_outcome(&row, change)?);
+        if domain.is_entity() {
+            past.note_change(read_change(&row, change)?);
         }
     }
     Ok(())
 }
 
-/// What an applied event's feed row says became of its item; none for a row that no item made.
-fn applied_outcome(row: &Row) -> Result<Option<Outcome>, ProjectorError> {
-    let change = match get::<&str>(row, "operation")? {
-        "create" => Change::Created,
-        "delete" => Change::Deleted,
-        "update" => Change::Updated,
-        _ => return Ok(None),
-    };
+/// The feed rows of records, each chain from its latest row back to the first that is no later than the version asked
+/// for; answered oldest first.
+fn past_of(domain: &Domain) -> String {
+    let id = domain.id_column();
+    let cast = if domain.is_entity() { "::uuid" } else { "" };
+    let columns = format!(
+        "c.tenant_id, c.{id}, c.partition, c.\"offset\", c.previous_offset, c.version, c.operation, c.batch_id, \
+         c.batch_index, c.item_hash, c.conflict_id, c.fields, c.before, c.user_id, c.device_id, c.device_type, c.item_time"
+    );
+    format!(
+        "WITH RECURSIVE past AS (\
+           SELECT k.n, k.after, {columns} \
+           FROM unnest($1::bigint[], $2::text[], $3::text[], $4::int[], $5::bigint[], $6::bigint[]) \
+                AS k(n, tenant, subject, partition, at, after) \
+           JOIN {feed} c ON c.tenant_id = k.tenant AND c.partition = k.partition AND c.\"offset\" = k.at AND c.{id} = k.subject{cast} \
+           UNION ALL \
+           SELECT p.n, p.after, {columns} \
+           FROM past p JOIN {feed} c ON c.tenant_id = p.tenant_id AND c.partition = p.partition \
+                AND c.\"offset\" = p.previous_offset AND c.{id} = p.{id} \
+           WHERE p.version > p.after\
+         ) SELECT p.n, p.version, p.operation, p.batch_id, p.batch_index, p.item_hash, p.conflict_id, p.fields, \
+                  p.before::text AS before, p.user_id, p.device_id, p.device_type, p.item_time, \
+                  x.policy, x.winner, x.result_version, x.client_version \
+         FROM past p LEFT JOIN conflicts x ON x.conflict_id = p.conflict_id ORDER BY p.n, p.\"offset\"",
+        feed = domain.changes_table(),
+    )
+}
+
+/// What an event did, as its feed row says; none for a row that no item made.
+fn change_of(row: &Row) -> Result<Option<Change>, ProjectorError> {
+    Ok(match get::<&str>(row, "operation")? {
+        "create" => Some(Change::Created),
+        "delete" => Some(Change::Deleted),
+        "update" => Some(Change::Updated),
+        _ => None,
+    })
+}
+
+fn read_change(row: &Row, change: Change) -> Result<PastChange, ProjectorError> {
+    let before: Option<&str> = get(row, "before")?;
+    Ok(PastChange {
+        version: get(row, "version")?,
+        change,
+        touched: Arc::new(Touched {
+            fields: get(row, "fields")?,
+            before: before.map(read_doc).transpose()?.unwrap_or_default(),
+        }),
+        user: get(row, "user_id")?,
+        device: get(row, "device_id")?,
+        device_type: read_device_type(row)?,
+        item_time: get(row, "item_time")?,
+    })
+}
+
+/// What an applied event's feed row says became of its item.
+fn applied_outcome(row: &Row, change: Change) -> Result<Outcome, ProjectorError> {
     let conflict_id: Option<Uuid> = get(row, "conflict_id")?;
     let policy = get::<Option<&str>>(row, "policy")?.and_then(Policy::parse);
-    Ok(Some(match (conflict_id, policy) {
+    Ok(match (conflict_id, policy) {
         (Some(conflict_id), Some(policy)) => Outcome::Conflict {
             conflict_id,
             policy,
@@ -373,7 +414,7 @@ fn applied_outcome(row: &Row) -> Result<Option<Outcome>, ProjectorError> {
             change,
             version: get(row, "version")?,
         },
-    }))
+    })
 }
 
 fn winner(text: &str) -> Result<Winner, ProjectorError> {

@@ -1,12 +1,15 @@
 //! What the fold knows of a record: its state, and as much of its past as the events at hand can ask for. Plain data;
 //! where it is stored is the store's.
 
+use crate::document::Touched;
 use chrono::{DateTime, Utc};
 use serde_json::{Map, Value};
 use std::collections::HashMap;
+use std::sync::Arc;
 use tidelog_events::batch::BatchId;
 use tidelog_events::domain::Audience;
-use tidelog_events::outcome::Outcome;
+use tidelog_events::ids::DeviceType;
+use tidelog_events::outcome::{Change, Outcome};
 use tidelog_events::position::Place;
 use uuid::Uuid;
 
@@ -43,6 +46,8 @@ pub struct State {
     pub user: String,
     /// From which device.
     pub device: String,
+    /// What kind of device that is, with its priority, where the tenant had device priority on.
+    pub device_type: Option<DeviceType>,
     /// When the device did that, corrected for skew, never later than the log's time.
     pub item_time: DateTime<Utc>,
     /// The log's time of that.
@@ -60,11 +65,32 @@ pub struct State {
 /// One item's identity as an event.
 pub type EventKey = (BatchId, u32);
 
-/// The past of a record, as far as it was loaded: events by identity and by content, with what became of them.
+/// One applied change in a record's past, as its feed row tells it.
+#[derive(Debug, Clone, PartialEq)]
+pub struct PastChange {
+    /// The version that it made.
+    pub version: i64,
+    /// What it did.
+    pub change: Change,
+    /// Which members of the document it touched, and what they were before.
+    pub touched: Arc<Touched>,
+    /// Who made it.
+    pub user: String,
+    /// From which device.
+    pub device: String,
+    /// What kind of device, where that was told.
+    pub device_type: Option<DeviceType>,
+    /// When the device did it.
+    pub item_time: DateTime<Utc>,
+}
+
+/// The past of a record, as far as it was loaded: events by identity and by content, with what became of them, and the
+/// changes that made its latest versions.
 #[derive(Debug, Clone, Default)]
 pub struct Past {
     by_event: HashMap<EventKey, Outcome>,
     by_content: HashMap<Uuid, Outcome>,
+    changes: Vec<PastChange>,
 }
 
 impl Past {
@@ -75,6 +101,23 @@ impl Past {
             self.by_content.entry(content).or_insert_with(|| outcome.clone());
         }
         self.by_event.entry(event).or_insert(outcome);
+    }
+
+    /// Notes an applied change; they come in the order of their versions, and one that is known is not noted twice.
+    pub fn note_change(&mut self, change: PastChange) {
+        if self
+            .changes
+            .last()
+            .is_none_or(|last| last.version < change.version)
+        {
+            self.changes.push(change);
+        }
+    }
+
+    /// The changes that made the versions after `base`, oldest first, as far as they were loaded.
+    pub fn changes_after(&self, base: i64) -> &[PastChange] {
+        let from = self.changes.partition_point(|change| change.version <= base);
+        &self.changes[from..]
     }
 
     /// What became of the same event, read before.

@@ -2,7 +2,8 @@
 //! the partition has moved on, or nothing does. One statement a table whatever the number of rows, all sent at once.
 
 use crate::ProjectorError;
-use crate::chunk::{FeedRow, Results, World};
+use crate::chunk::{ConflictRow, FeedRow, Results, World};
+use crate::merge::Kept;
 use crate::session::Session;
 use crate::sheet::{Sheet, array_text};
 use crate::state::{Doc, RecordKey, State};
@@ -10,6 +11,7 @@ use chrono::{DateTime, Utc};
 use futures_util::future::join_all;
 use serde_json::Value;
 use tidelog_events::domain::{Domain, Registry};
+use tidelog_events::ids::DeviceType;
 use tidelog_events::outcome::Outcome;
 use uuid::Uuid;
 
@@ -152,6 +154,18 @@ fn doc_text(doc: &Doc) -> String {
     serde_json::to_string(doc).unwrap_or_else(|_| "{}".into())
 }
 
+fn device_type(state: &State) -> Option<String> {
+    state.device_type.as_ref().map(DeviceType::to_string)
+}
+
+/// None where one side's state stands whole.
+fn kept_text(kept: &Kept) -> Option<String> {
+    let origins = kept
+        .iter()
+        .map(|(path, origin)| (path.clone(), Value::from(origin.as_str())));
+    (!kept.is_empty()).then(|| doc_text(&origins.collect()))
+}
+
 fn id_cast(domain: &Domain) -> &'static str {
     if domain.is_entity() { "uuid" } else { "text" }
 }
@@ -182,6 +196,7 @@ fn rows(domain: &Domain, changed: &[(&RecordKey, &State)]) -> (String, Sheet) {
     sheet.column("owner_id", states().map(|state| state.owner.clone()));
     sheet.column("user_id", states().map(|state| state.user.clone()));
     sheet.column("device_id", states().map(|state| state.device.clone()));
+    sheet.column("device_type", states().map(device_type));
     sheet.column("run_from", states().map(|state| state.run_from));
     sheet.column("ahead_base", states().map(|state| state.ahead_base));
     sheet.column("partition", states().map(|state| state.place.partition));
@@ -224,6 +239,7 @@ fn feed_rows(domain: &Domain, feed: &[&FeedRow]) -> (String, Sheet) {
     sheet.column("item_time", states().map(|state| state.item_time));
     sheet.column("user_id", states().map(|state| state.user.clone()));
     sheet.column("device_id", states().map(|state| state.device.clone()));
+    sheet.column("device_type", states().map(device_type));
     sheet.column("batch_id", feed.iter().map(|row| row.batch_id));
     sheet.column("batch_index", feed.iter().map(|row| row.batch_index));
     sheet.column("base_version", feed.iter().map(|row| row.base_version));
@@ -333,6 +349,12 @@ fn conflicts(results: &Results, topic: &str) -> (String, Sheet) {
         "operation",
         rows.iter().map(|row| row.arrived.event.operation.as_str()),
     );
+    decisions(&mut sheet, rows);
+    (sheet.insert("conflicts", "ON CONFLICT DO NOTHING"), sheet)
+}
+
+/// How each conflict was decided, and between what.
+fn decisions(sheet: &mut Sheet, rows: &[ConflictRow]) {
     sheet.column("policy", rows.iter().map(|row| row.arrived.event.policy.as_str()));
     sheet.column("winner", rows.iter().map(|row| row.conflict.winner.as_str()));
     sheet.column("client_version", rows.iter().map(|row| row.arrived.event.base));
@@ -357,7 +379,11 @@ fn conflicts(results: &Results, topic: &str) -> (String, Sheet) {
     );
     sheet.column("client_time", rows.iter().map(|row| row.arrived.item_time()));
     sheet.column("server_time", rows.iter().map(|row| row.conflict.server_time));
-    (sheet.insert("conflicts", "ON CONFLICT DO NOTHING"), sheet)
+    sheet.cast(
+        "kept",
+        "jsonb",
+        rows.iter().map(|row| kept_text(&row.conflict.kept)),
+    );
 }
 
 fn dead_letters(dead: &[DeadLetter]) -> (String, Sheet) {

@@ -42,13 +42,8 @@ impl Story {
     ) -> Sent {
         self.batch += 1;
         Sent {
-            domain,
-            phone,
-            operation,
-            subject: subject.into(),
-            base,
-            item,
             batch: self.batch,
+            ..Sent::new(domain, phone, operation, subject, base, item)
         }
     }
 
@@ -179,9 +174,9 @@ fn a_stale_version_is_a_conflict_and_both_sides_are_kept() {
     };
     assert_eq!((winner, server_version, client_version), (Winner::Server, 2, 1));
     assert_eq!(story.doc()["comments"], "bert");
-    let (client, server) = &story.shelf.conflicts[&conflict_id];
-    assert_eq!(client["comments"], "anna");
-    assert_eq!(server.as_ref().expect("a document")["comments"], "bert");
+    let kept = &story.shelf.conflicts[&conflict_id];
+    assert_eq!(kept.client_doc["comments"], "anna");
+    assert_eq!(kept.server_doc.as_ref().expect("a document")["comments"], "bert");
 }
 
 #[test]

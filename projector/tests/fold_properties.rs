@@ -6,10 +6,27 @@ mod common;
 use common::*;
 use proptest::prelude::*;
 use serde_json::{Value, json};
+use tidelog_events::domain::Policy;
 use tidelog_events::item::Operation;
 
 fn phone() -> impl Strategy<Value = Phone> {
     prop_oneof![Just(ANNA), Just(ANNAS_TABLET), Just(BERT)]
+}
+
+fn policy() -> impl Strategy<Value = Policy> {
+    prop_oneof![
+        1 => Just(Policy::ClientWins),
+        1 => Just(Policy::ServerWins),
+        1 => Just(Policy::MostRecentWins),
+        1 => Just(Policy::PreserveEscalation),
+        4 => Just(Policy::Merge),
+        1 => Just(Policy::Manual),
+    ]
+}
+
+/// Now and then the tenant has device priority on.
+fn device_type() -> impl Strategy<Value = Option<&'static str>> {
+    prop_oneof![2 => Just(None), 1 => Just(Some("phone/40")), 1 => Just(Some("tablet/60"))]
 }
 
 fn subject() -> impl Strategy<Value = &'static str> {
@@ -34,8 +51,21 @@ fn ticket_fields() -> impl Strategy<Value = Value> {
         Just(Some(Value::Null)),
         (0..3u8).prop_map(|n| Some(json!(format!("comment {n}"))))
     ];
-    (description, status, comment).prop_map(|(description, status, comment)| {
+    let note = prop_oneof![
+        3 => Just(None),
+        1 => Just(Some(Value::Null)),
+        3 => (0..3u8, 0..3u8).prop_map(|(a, b)| Some(json!({"a": a, "deep": {"b": b}}))),
+        1 => Just(Some(json!({"deep": {"b": null}})))
+    ];
+    let tags = prop::option::of(prop::sample::subsequence(vec!["x", "y", "z"], 0..=3));
+    (description, status, comment, note, tags).prop_map(|(description, status, comment, note, tags)| {
         let mut item = json!({});
+        if let Some(note) = note {
+            item["note"] = note;
+        }
+        if let Some(tags) = tags {
+            item["tags"] = json!(tags);
+        }
         if let Some(text) = description {
             item["ticketdesc"] = text.into();
         }
@@ -58,15 +88,7 @@ fn ticket_item() -> impl Strategy<Value = Sent> {
                 _ if base == 0 => Operation::Create,
                 _ => Operation::Update,
             };
-            Sent {
-                domain: "helpdesk",
-                phone,
-                operation,
-                subject: subject.into(),
-                base,
-                item,
-                batch: 0,
-            }
+            Sent::new("helpdesk", phone, operation, subject, base, item)
         },
     )
 }
@@ -85,28 +107,34 @@ fn journal_item() -> impl Strategy<Value = Sent> {
             _ if base == 0 => Operation::Create,
             _ => Operation::Update,
         };
-        Sent { domain, phone, operation, subject: subject.into(), base, item, batch: 0 }
+        Sent::new(domain, phone, operation, subject, base, item)
     })
 }
 
 fn session_item() -> impl Strategy<Value = Sent> {
-    (phone(), 0..3u8).prop_map(|(phone, n)| Sent {
-        domain: "sessions",
-        phone,
-        operation: Operation::Append,
-        subject: format!("{}/s", phone.user),
-        base: 0,
-        item: json!({"session_id": "s", "event_count": n}),
-        batch: 0,
+    (phone(), 0..3u8).prop_map(|(phone, n)| {
+        let item = json!({"session_id": "s", "event_count": n});
+        Sent::new(
+            "sessions",
+            phone,
+            Operation::Append,
+            &format!("{}/s", phone.user),
+            0,
+            item,
+        )
     })
 }
 
 /// A history: items in their own batches, some of them events appended again, some the same items under a new batch.
 fn history(item: impl Strategy<Value = Sent>) -> impl Strategy<Value = Vec<Sent>> {
-    let step = (item, any::<prop::sample::Index>(), 0..8u8);
+    let stamps = (policy(), prop::option::of(0..6i64), device_type());
+    let step = (item, stamps, any::<prop::sample::Index>(), 0..8u8);
     prop::collection::vec(step, 1..40).prop_map(|steps| {
         let mut history: Vec<Sent> = Vec::new();
-        for (number, (mut sent, earlier, dice)) in steps.into_iter().enumerate() {
+        for (number, (mut sent, (policy, minute, device_type), earlier, dice)) in
+            steps.into_iter().enumerate()
+        {
+            (sent.policy, sent.minute, sent.device_type) = (policy, minute, device_type);
             sent.batch = number as u64;
             let again = (!history.is_empty()).then(|| earlier.get(&history).clone());
             history.push(match (dice, again) {
@@ -177,5 +205,72 @@ proptest! {
     #[test]
     fn sessions(history in history(session_item()), sizes in prop::collection::vec(1usize..7, 1..8), cut in 0usize..40, repeats in prop::collection::vec(any::<prop::sample::Index>(), 0..6)) {
         holds(&history, &sizes, cut, &repeats);
+    }
+}
+
+/// The places of a document that the edits below are spread over: a member, two leaves of an object, elements of a list.
+const PLACES: usize = 6;
+
+/// A device's edit of the places that it was given, as an app would send it: its own values, and with `whole` all the
+/// rest as it was at version 1.
+fn edit(places: &[usize], whole: bool) -> Value {
+    let mut item = if whole { original() } else { json!({}) };
+    for place in places {
+        match place {
+            0 => item["comments"] = json!("edited"),
+            1 => item["note"]["a"] = json!("edited"),
+            2 => item["note"]["deep"]["b"] = Value::Null,
+            3 => item["priority"] = json!("HIGH"),
+            _ => {}
+        }
+    }
+    if whole || places.contains(&4) || places.contains(&5) {
+        let mut tags = vec!["x", "y"];
+        if places.contains(&4) {
+            tags.push("added");
+        }
+        if places.contains(&5) {
+            tags.retain(|tag| *tag != "x");
+        }
+        item["tags"] = json!(tags);
+    }
+    item["mobile_id"] = TICKET.into();
+    item
+}
+
+fn original() -> Value {
+    json!({"ticketdesc": "the pump is leaking", "comments": "first", "note": {"a": 1, "deep": {"b": 1, "c": 1}}, "tags": ["x", "y"], "priority": "LOW"})
+}
+
+fn edited() -> Value {
+    json!({"ticketdesc": "the pump is leaking", "comments": "edited", "note": {"a": "edited", "deep": {"c": 1}}, "tags": ["y", "added"],
+        "priority": "HIGH", "status": "NEW", "identifier": "TICKET", "ticketno": "TKT-0-0"})
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig { cases: 3000, ..ProptestConfig::default() })]
+
+    #[test]
+    fn a_merge_of_disjoint_edits_loses_none_in_any_order(
+        owners in prop::collection::vec(0..3usize, PLACES),
+        order in Just(vec![0usize, 1, 2]).prop_shuffle(),
+        minutes in prop::collection::vec(0..4i64, 3),
+        whole in prop::collection::vec(any::<bool>(), 3),
+        sizes in prop::collection::vec(1usize..4, 1..4),
+    ) {
+        let phones = [ANNAS_TABLET, BERT, CARL];
+        let mut log = Log::new();
+        let merge = |sent: Sent, batch: u64| Sent { policy: Policy::Merge, batch, ..sent };
+        let mut first = original();
+        first["mobile_id"] = TICKET.into();
+        log.append(&merge(Sent::new("helpdesk", ANNA, Operation::Create, TICKET, 0, first), 0));
+        for device in order {
+            let places: Vec<usize> = (0..PLACES).filter(|place| owners[*place] == device).collect();
+            let item = edit(&places, whole[device]);
+            let sent = Sent { minute: Some(minutes[device]), ..Sent::new("helpdesk", phones[device], Operation::Update, TICKET, 1, item) };
+            log.append(&merge(sent, device as u64 + 1));
+        }
+        let shelf = folded(&log, log.events.len(), &sizes);
+        prop_assert_eq!(Value::Object(shelf.state(TICKET).doc.clone()), edited());
     }
 }

@@ -224,12 +224,17 @@ fn versions_of(replica: &Replica) -> BTreeMap<String, i64> {
 
 /// One feed row or one row of outcomes for each item, and it says what the phone was told.
 async fn every_item_has_one_outcome(db: &Db, told: &[Told]) {
-    let sql = "SELECT batch_id::text, batch_index, version, operation, NULL::jsonb AS detail FROM helpdesk_changes \
-               UNION ALL SELECT batch_id::text, batch_index, NULL, NULL, detail FROM outcomes";
+    let sql = "SELECT batch_id::text, batch_index, version, operation, conflict_id::text AS conflict_id, NULL::jsonb AS detail \
+               FROM helpdesk_changes \
+               UNION ALL SELECT batch_id::text, batch_index, NULL, NULL, NULL, detail FROM outcomes";
     let mut stored: BTreeMap<(String, i64), Vec<Value>> = BTreeMap::new();
     for row in db.rows(sql, &[]).await {
         let outcome = match row.get::<_, Option<i64>>("version") {
-            Some(version) => json!({ "version": version, "operation": row.get::<_, &str>("operation") }),
+            Some(version) => json!({
+                "version": version,
+                "operation": row.get::<_, &str>("operation"),
+                "conflict_id": row.get::<_, Option<&str>>("conflict_id"),
+            }),
             None => row.get("detail"),
         };
         let key = (row.get::<_, String>(0), i64::from(row.get::<_, i32>(1)));
@@ -246,7 +251,12 @@ async fn every_item_has_one_outcome(db: &Db, told: &[Told]) {
                 assert_eq!(outcome["operation"] == "create", status == "created");
             }
             "updated" => assert_eq!(outcome["outcome"], "no_effect", "{outcome}"),
-            "conflict" => assert_eq!(outcome["conflict_id"], entry["conflict_id"]),
+            "conflict" => {
+                assert_eq!(outcome["conflict_id"], entry["conflict_id"]);
+                // A feed row, where the policy let the item change its record, or an outcome, where it did not.
+                let version = outcome.get("version").unwrap_or(&outcome["server_version"]);
+                assert_eq!(version, &entry["server_version"]);
+            }
             "duplicate" => assert_eq!(outcome["outcome"], "duplicate"),
             "error" => assert_eq!(outcome["error"]["error_code"], entry["error_code"]),
             other => panic!("a status {other:?}"),

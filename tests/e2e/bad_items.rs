@@ -500,13 +500,13 @@ async fn a_stale_version_is_a_conflict_that_is_kept() {
     other
         .apply(
             "helpdesk",
-            json!({"mobile_id": id, "version": 1, "comments": "theirs"}),
+            json!({"mobile_id": id, "version": 1, "comments": "theirs", "status": "OPEN"}),
         )
         .await;
     let answer = phone
         .post(
             "helpdesk",
-            &[json!({"mobile_id": id, "version": 1, "comments": "mine"}).to_string()],
+            &[json!({"mobile_id": id, "version": 1, "comments": "mine", "status": "NEW"}).to_string()],
         )
         .await;
     let conflict = &answer.expect(200).json()["conflicts"][0];
@@ -517,12 +517,12 @@ async fn a_stale_version_is_a_conflict_that_is_kept() {
     );
     assert_eq!(
         (&conflict["server_version"], &conflict["client_version"]),
-        (&2.into(), &1.into()),
+        (&3.into(), &1.into()),
         "{conflict}"
     );
     assert_eq!(
         (&conflict["resolution"], &conflict["winner"]),
-        (&"preserve_escalation".into(), &"server".into()),
+        (&"preserve_escalation".into(), &"merged".into()),
         "{conflict}"
     );
     let db = deployment().db().await;
@@ -538,10 +538,11 @@ async fn a_stale_version_is_a_conflict_that_is_kept() {
         ),
         (&"mine".into(), &"theirs".into())
     );
+    assert_eq!(kept[0]["kept"], json!({"comments": "client", "status": "server"}));
     let record = phone.record("helpdesk", &id.to_string()).await.expect(200).json();
     assert_eq!(
-        (&record["comments"], &record["version"]),
-        (&"theirs".into(), &2.into())
+        (&record["comments"], &record["status"], &record["version"]),
+        (&"mine".into(), &"OPEN".into(), &3.into())
     );
 }
 

@@ -152,7 +152,7 @@ struct FileField {
 }
 
 /// Columns that every table has; a promoted field may not take their name.
-const OWN_COLUMNS: [&str; 19] = [
+const OWN_COLUMNS: [&str; 20] = [
     "tenant_id",
     "mobile_id",
     "item_id",
@@ -166,6 +166,7 @@ const OWN_COLUMNS: [&str; 19] = [
     "created_at",
     "user_id",
     "device_id",
+    "device_type",
     "updated_at",
     "run_from",
     "ahead_base",

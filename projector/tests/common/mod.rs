@@ -3,6 +3,8 @@
 
 #![allow(dead_code, unreachable_pub)] // each test file uses its part
 
+pub mod tale;
+
 use chrono::{DateTime, Duration, Utc};
 use serde_json::{Value, json};
 use std::collections::{BTreeMap, BTreeSet};
@@ -10,13 +12,15 @@ use std::sync::Arc;
 use tidelog_events::batch::{BatchId, Fingerprint};
 use tidelog_events::domain::{Policy, Registry};
 use tidelog_events::envelope::Stamp;
-use tidelog_events::ids::{DeviceId, Role, TenantId, UserId};
+use tidelog_events::ids::{DeviceId, DeviceType, Role, TenantId, UserId};
 use tidelog_events::item::Operation;
-use tidelog_events::outcome::{Change, Outcome};
+use tidelog_events::outcome::{Change, Outcome, Winner};
 use tidelog_events::position::Place;
 use tidelog_projector::chunk::{Results, World, child_domains, fold_chunk, needed_pasts, repeatable};
+use tidelog_projector::document::Touched;
 use tidelog_projector::event::Arrived;
-use tidelog_projector::state::{EventKey, RecordKey, State};
+use tidelog_projector::merge::Kept;
+use tidelog_projector::state::{EventKey, PastChange, RecordKey, State};
 use uuid::Uuid;
 
 pub const TICKET: &str = "11111111-1111-4111-8111-111111111111";
@@ -47,6 +51,12 @@ pub const BERT: Phone = Phone {
     role: Role::User,
 };
 
+pub const CARL: Phone = Phone {
+    user: "carl",
+    device: "phone-carl",
+    role: Role::User,
+};
+
 /// An item as a phone would post it, alone in its batch.
 #[derive(Debug, Clone)]
 pub struct Sent {
@@ -56,12 +66,47 @@ pub struct Sent {
     pub subject: String,
     pub base: i64,
     pub item: Value,
+    /// How the event says that a conflict is decided.
+    pub policy: Policy,
+    /// When the device did it, in minutes after [`start`]; all of these lie before every log time.
+    pub minute: Option<i64>,
+    /// The device's kind with its priority, where the tenant has device priority on.
+    pub device_type: Option<&'static str>,
     /// Tells batches apart: two with the same number are the same batch, retried.
     pub batch: u64,
 }
 
 pub fn start() -> DateTime<Utc> {
     DateTime::from_timestamp(1_800_000_000, 0).expect("a time")
+}
+
+impl Sent {
+    /// A ticket's item under the policy that leaves a record as it is, done when it is logged.
+    pub fn new(
+        domain: &'static str,
+        phone: Phone,
+        operation: Operation,
+        subject: &str,
+        base: i64,
+        item: Value,
+    ) -> Sent {
+        Sent {
+            domain,
+            phone,
+            operation,
+            subject: subject.into(),
+            base,
+            item,
+            policy: Policy::ServerWins,
+            minute: None,
+            device_type: None,
+            batch: 0,
+        }
+    }
+}
+
+pub fn minute(minute: i64) -> DateTime<Utc> {
+    start() + Duration::minutes(minute)
 }
 
 pub fn batch_id(batch: u64) -> BatchId {
@@ -79,6 +124,11 @@ pub struct Feed {
     pub before: Value,
     pub event: EventKey,
     pub content: Uuid,
+    pub user: String,
+    pub device: String,
+    pub device_type: Option<DeviceType>,
+    pub item_time: DateTime<Utc>,
+    pub conflict_id: Option<Uuid>,
     pub previous: Option<i64>,
     pub audience_before: Option<Vec<String>>,
     pub audience: Option<Vec<String>>,
@@ -90,7 +140,45 @@ pub struct Shelf {
     pub states: BTreeMap<RecordKey, State>,
     pub feed: Vec<Feed>,
     pub outcomes: BTreeMap<EventKey, (RecordKey, Uuid, Outcome)>,
-    pub conflicts: BTreeMap<Uuid, (Value, Option<Value>)>,
+    pub conflicts: BTreeMap<Uuid, Attempted>,
+}
+
+/// A row of `conflicts`.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Attempted {
+    pub client_doc: Value,
+    pub server_doc: Option<Value>,
+    pub policy: Policy,
+    pub winner: Winner,
+    pub client_version: i64,
+    pub server_version: i64,
+    pub result_version: i64,
+    pub kept: Kept,
+}
+
+impl Feed {
+    fn change(&self) -> Change {
+        match self.operation {
+            "create" => Change::Created,
+            "delete" => Change::Deleted,
+            _ => Change::Updated,
+        }
+    }
+
+    fn past_change(&self) -> PastChange {
+        PastChange {
+            version: self.version,
+            change: self.change(),
+            touched: Arc::new(Touched {
+                fields: self.fields.clone(),
+                before: self.before.as_object().expect("an object").clone(),
+            }),
+            user: self.user.clone(),
+            device: self.device.clone(),
+            device_type: self.device_type.clone(),
+            item_time: self.item_time,
+        }
+    }
 }
 
 pub struct Log {
@@ -106,17 +194,18 @@ impl Log {
         }
     }
 
-    /// Appends an item; its log time is its offset in seconds.
+    /// Appends an item; its log time is a year after [`start`] and its offset in seconds.
     pub fn append(&mut self, sent: &Sent) -> Arc<Arrived> {
         let offset = self.events.len() as i64;
-        let time = start() + Duration::seconds(offset);
+        let log_time = start() + Duration::days(365) + Duration::seconds(offset);
+        let time = sent.minute.map_or(log_time, minute);
         let domain = self.registry.by_name(sent.domain).expect("a domain").clone();
         let stamp = Stamp::new(
             TenantId::parse("acme").expect("tenant"),
             UserId::parse(sent.phone.user).expect("user"),
             DeviceId::parse(sent.phone.device).expect("device"),
             sent.phone.role,
-            None,
+            sent.device_type.map(str::to_owned),
             batch_id(sent.batch),
         );
         let headers = stamp.headers(
@@ -126,7 +215,7 @@ impl Log {
             0,
             time,
             sent.base,
-            Policy::ServerWins,
+            sent.policy,
         );
         let value = sent.item.to_string();
         let place = Place { partition: 0, offset };
@@ -139,7 +228,7 @@ impl Log {
             headers,
             Some(value.as_bytes()),
             place,
-            time,
+            log_time,
         );
         let arrived = Arc::new(arrived.expect("an event"));
         self.events.push(arrived.clone());
@@ -204,19 +293,8 @@ impl Shelf {
                 .iter()
                 .filter(|row| row.record == *key && row.version > *after && row.operation != "audience")
             {
-                let change = match row.operation {
-                    "create" => Change::Created,
-                    "delete" => Change::Deleted,
-                    _ => Change::Updated,
-                };
-                past.note(
-                    row.event,
-                    Some(row.content),
-                    Outcome::Applied {
-                        change,
-                        version: row.version,
-                    },
-                );
+                past.note(row.event, Some(row.content), self.applied(row));
+                past.note_change(row.past_change());
             }
             for (event, (_, content, outcome)) in
                 self.outcomes.iter().filter(|(_, (record, ..))| record == key)
@@ -249,6 +327,11 @@ impl Shelf {
                 before: Value::Object(step.touched.before.clone()),
                 event: (BatchId(row.batch_id), row.batch_index as u32),
                 content: row.item_hash,
+                user: step.state.user.clone(),
+                device: step.state.device.clone(),
+                device_type: step.state.device_type.clone(),
+                item_time: step.state.item_time,
+                conflict_id: row.conflict_id,
                 previous: step.previous_offset,
                 audience_before: step.audience_before.clone().map(|audience| audience.0),
                 audience: step.state.audience.clone().map(|audience| audience.0),
@@ -262,10 +345,16 @@ impl Shelf {
             assert!(known.is_none(), "an item has one outcome");
         }
         for row in results.conflicts {
-            let sides = (
-                Value::Object(row.conflict.client_doc),
-                row.conflict.server_doc.map(Value::Object),
-            );
+            let sides = Attempted {
+                client_doc: Value::Object(row.conflict.client_doc),
+                server_doc: row.conflict.server_doc.map(Value::Object),
+                policy: row.arrived.event.policy,
+                winner: row.conflict.winner,
+                client_version: row.arrived.event.base,
+                server_version: row.conflict.server_version,
+                result_version: row.conflict.result_version,
+                kept: row.conflict.kept,
+            };
             assert!(
                 self.conflicts.insert(row.conflict_id, sides).is_none(),
                 "a conflict is kept once"
@@ -283,15 +372,25 @@ impl Shelf {
             .feed
             .iter()
             .find(|row| row.event == key && row.operation != "audience")?;
-        let change = match row.operation {
-            "create" => Change::Created,
-            "delete" => Change::Deleted,
-            _ => Change::Updated,
+        Some(self.applied(row))
+    }
+
+    /// What a feed row says became of its item; of one that was behind, its conflict says the rest.
+    fn applied(&self, row: &Feed) -> Outcome {
+        let Some(conflict_id) = row.conflict_id else {
+            return Outcome::Applied {
+                change: row.change(),
+                version: row.version,
+            };
         };
-        Some(Outcome::Applied {
-            change,
-            version: row.version,
-        })
+        let kept = &self.conflicts[&conflict_id];
+        Outcome::Conflict {
+            conflict_id,
+            policy: kept.policy,
+            winner: kept.winner,
+            server_version: kept.result_version,
+            client_version: kept.client_version,
+        }
     }
 
     /// Records by subject, for short tests.

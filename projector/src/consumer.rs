@@ -16,6 +16,7 @@ use rdkafka::error::KafkaError;
 use rdkafka::types::RDKafkaRespErr;
 use rdkafka::{Offset, TopicPartitionList};
 use std::collections::{BTreeMap, HashMap};
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 use tokio::runtime::Handle;
@@ -53,6 +54,8 @@ struct Context {
     shutdown: watch::Receiver<bool>,
     /// What was read and not taken by a lane yet.
     backlog: Mutex<Backlog>,
+    /// A commit of the group's offsets is under way.
+    committing: AtomicBool,
 }
 
 impl ClientContext for Context {
@@ -81,6 +84,13 @@ impl ConsumerContext for Context {
         };
         if let Err(error) = result {
             tracing::error!(%error, "the assignment could not be carried out");
+        }
+    }
+
+    fn commit_callback(&self, result: Result<(), KafkaError>, _: &TopicPartitionList) {
+        self.committing.store(false, Ordering::Relaxed);
+        if let Err(error) = result {
+            tracing::debug!(%error, "the group's offsets were not committed");
         }
     }
 }
@@ -223,6 +233,7 @@ pub(crate) fn run(parts: ConsumerParts, runtime: Handle) -> Result<(), Projector
         lanes: parts.lanes.clone(),
         shutdown: parts.shutdown.clone(),
         backlog: Mutex::default(),
+        committing: AtomicBool::new(false),
     };
     let consumer: Arc<BaseConsumer<Context>> = Arc::new(client_config(&parts).create_with_context(context)?);
     let names: Vec<&str> = topics.iter().map(String::as_str).collect();
@@ -234,6 +245,7 @@ pub(crate) fn run(parts: ConsumerParts, runtime: Handle) -> Result<(), Projector
         parts.shutdown.clone(),
     ));
     let mut committed = Instant::now();
+    let mut told = Positions::new();
     while !*parts.shutdown.borrow() {
         read_parcel(&consumer);
         let flow = consumer.context().backlog().hand_over(&consumer.context().lanes);
@@ -243,13 +255,13 @@ pub(crate) fn run(parts: ConsumerParts, runtime: Handle) -> Result<(), Projector
             }
         }
         if committed.elapsed() > HEARTBEAT {
-            commit(&consumer, &parts.progress, CommitMode::Async);
+            commit(&consumer, &parts.progress, &mut told);
             committed = Instant::now();
         }
     }
     // The lanes end their chunks by themselves at shutdown; what they wrote is in Postgres, so nothing is lost if the
     // group's offsets lag behind.
-    commit(&consumer, &parts.progress, CommitMode::Async);
+    commit(&consumer, &parts.progress, &mut told);
     consumer.unsubscribe();
     // The pulse ends with the shutdown. Waited for, so that the last handle on the consumer is this one: closing it calls
     // back into the rebalance, which must not happen on a worker of the runtime.
@@ -280,6 +292,8 @@ fn client_config(parts: &ConsumerParts) -> ClientConfig {
         .set("fetch.queue.backoff.ms", "1")
         .set("fetch.message.max.bytes", "1048576")
         .set("socket.nagle.disable", "true")
+        // What a broker that hangs is waited for; a fetch is answered within half a second.
+        .set("socket.timeout.ms", "10000")
         .set("reconnect.backoff.ms", "50")
         .set("reconnect.backoff.max.ms", "2000")
         .set("topic.metadata.refresh.interval.ms", "5000");
@@ -322,17 +336,37 @@ fn pause(consumer: &BaseConsumer<Context>, topic: &str, pause: bool) {
     }
 }
 
-/// Commits the applied positions to the group, for the tools that show its lag.
-fn commit(consumer: &BaseConsumer<Context>, progress: &Progress, mode: CommitMode) {
-    let mut offsets = TopicPartitionList::new();
-    for ((topic, partition), owned) in progress.lock().unwrap_or_else(PoisonError::into_inner).iter() {
-        // A partition is listed once, so adding it cannot fail.
-        let _ = offsets.add_partition_offset(topic, *partition, Offset::Offset(owned.next_offset));
+/// Positions as the group was told them.
+type Positions = HashMap<(String, i32), i64>;
+
+/// Commits the applied positions to the group, for the tools that show its lag: those that moved, and never beside a
+/// commit that is under way. A member that fell out of the group joins again only after every commit of its has been
+/// answered; with one a second, a broker that had been frozen for some seconds was left for good.
+fn commit(consumer: &BaseConsumer<Context>, progress: &Progress, told: &mut Positions) {
+    let committing = &consumer.context().committing;
+    if committing.load(Ordering::Relaxed) {
+        return;
     }
-    if offsets.count() > 0
-        && let Err(error) = consumer.commit(&offsets, mode)
-    {
-        tracing::debug!(%error, "the group's offsets were not committed");
+    let now: Positions = progress
+        .lock()
+        .unwrap_or_else(PoisonError::into_inner)
+        .iter()
+        .map(|(at, owned)| (at.clone(), owned.next_offset))
+        .collect();
+    let mut offsets = TopicPartitionList::new();
+    for (at, next) in now.iter().filter(|(at, next)| told.get(*at) != Some(*next)) {
+        // A partition is listed once, so adding it cannot fail.
+        let _ = offsets.add_partition_offset(&at.0, at.1, Offset::Offset(*next));
+    }
+    if offsets.count() == 0 {
+        return;
+    }
+    match consumer.commit(&offsets, CommitMode::Async) {
+        Ok(()) => {
+            committing.store(true, Ordering::Relaxed);
+            *told = now;
+        }
+        Err(error) => tracing::debug!(%error, "the group's offsets were not committed"),
     }
 }
 

@@ -11,7 +11,7 @@ use tidelog_events::answer::{Answer, RefusedItem};
 use tidelog_events::domain::Domain;
 use tidelog_events::outcome::{FindOutcomes, ItemOutcome};
 use tidelog_events::position::{Appended, Positions};
-use tokio::sync::watch;
+use tokio::sync::{Semaphore, watch};
 use tokio::time::Instant;
 
 /// How long reading a batch's outcomes may take once the projection has them.
@@ -86,7 +86,12 @@ pub(crate) struct Answers<F> {
     pub(crate) positions: watch::Receiver<Arc<Positions>>,
     pub(crate) outcomes: F,
     pub(crate) ledger: Arc<Ledger>,
+    /// Answers that may be on their way into the store beside their phones' next requests.
+    pub(crate) keeping: Arc<Semaphore>,
 }
+
+/// Bounds the memory of answers that wait to be stored.
+pub(crate) const KEEPING: usize = 64;
 
 impl<F: FindOutcomes> Answers<F> {
     /// Waits for the projection until the deadline, and answers.
@@ -98,9 +103,7 @@ impl<F: FindOutcomes> Answers<F> {
                     status: 200,
                     body: taken.compose(&outcomes, false),
                 };
-                // The first final answer stands. Where it cannot be kept, the same is composed again another time.
-                let kept = self.ledger.keep_answer(&taken.identity, &answer).await;
-                let Stored { status, body } = kept.ok().flatten().unwrap_or(answer);
+                let Stored { status, body } = self.keep(&taken, answer).await;
                 Reply::Final {
                     status,
                     body,
@@ -108,6 +111,27 @@ impl<F: FindOutcomes> Answers<F> {
                 }
             }
         }
+    }
+
+    /// Keeps a final answer under its key, and says which one stands. A first answer needs no wait for that: it is a
+    /// function of the batch and of history, so whoever composes it again, before it is kept or because it never was,
+    /// composes the same bytes. Only a retry waits, since an older release may have answered first; and everybody, while
+    /// too many answers are on their way.
+    async fn keep(&self, taken: &Taken, answer: Stored) -> Stored {
+        let permit = (!taken.replayed)
+            .then(|| self.keeping.clone().try_acquire_owned().ok())
+            .flatten();
+        let Some(permit) = permit else {
+            let kept = self.ledger.keep_answer(&taken.identity, &answer).await;
+            return kept.ok().flatten().unwrap_or(answer);
+        };
+        let (ledger, identity, kept) = (self.ledger.clone(), taken.identity.clone(), answer.clone());
+        tokio::spawn(async move {
+            // Where it cannot be kept, the same is composed again another time.
+            let _ = ledger.keep_answer(&identity, &kept).await;
+            drop(permit);
+        });
+        answer
     }
 
     /// All outcomes, unless one is missing at the deadline.

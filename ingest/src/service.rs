@@ -2,7 +2,7 @@
 //! run in a task of their own, because an HTTP framework drops a handler whose client is gone; waiting for outcomes
 //! does not, since the next retry finds the batch where this one left it. Must not know HTTP beyond the caller.
 
-use crate::answer::{Answers, Taken};
+use crate::answer::{Answers, KEEPING, Taken};
 use crate::append;
 use crate::claim::{Claim, Claiming, Stored};
 use crate::config::IngestConfig;
@@ -104,6 +104,7 @@ impl<F: FindOutcomes> Ingest<F> {
                 positions,
                 outcomes,
                 ledger: ledger.clone(),
+                keeping: Arc::new(Semaphore::new(KEEPING)),
             },
             ledger,
             topic_prefix: config.topic_prefix,
@@ -159,6 +160,8 @@ impl<F: FindOutcomes> Ingest<F> {
             .producer
             .flush(deadline.saturating_duration_since(Instant::now()))
             .await;
+        let keeping = self.answers.keeping.acquire_many(KEEPING as u32);
+        let _ = tokio::time::timeout_at(deadline, keeping).await;
         while self.backlog().0 > 0 && Instant::now() < deadline {
             tokio::time::sleep(Duration::from_millis(50)).await;
         }

@@ -94,13 +94,13 @@ impl Lane {
             let turn = tokio::select! {
                 biased;
                 _ = shutdown.wait_for(|stop| *stop) => Turn::Order(None),
-                ended = end_of(&mut self.flight) => Turn::Landed(ended),
+                ended = end_of(&mut self.flight) => Turn::Landed(Box::new(ended)),
                 order = self.parts.inbox.recv() => Turn::Order(order),
             };
             let first = match turn {
                 Turn::Order(order) => order,
                 Turn::Landed(ended) => {
-                    self.landed(ended).await;
+                    self.landed(*ended).await;
                     continue;
                 }
             };
@@ -419,7 +419,7 @@ impl Lane {
 enum Turn {
     /// What it was told; nothing more will come where there is none.
     Order(Option<ToLane>),
-    Landed(Ended),
+    Landed(Box<Ended>),
 }
 
 type Ended = (Option<Session>, Result<(), ProjectorError>);

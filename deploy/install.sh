@@ -26,7 +26,7 @@ check_build() {
         echo "Rust is not installed: see https://rustup.rs, then run this again." >&2
         exit 1
     fi
-    { have cc && have c++ && have make; } || need build-essential "C and C++ compilers, for librdkafka"
+    { have cc && have c++ && have make; } || need build-essential "C and C++ compilers, for librdkafka and jemalloc"
     have cmake || need cmake "builds librdkafka"
     have pkg-config || need pkg-config "finds C libraries"
     header curl/curl.h || need libcurl4-openssl-dev "headers, for librdkafka"

@@ -226,7 +226,7 @@ impl Report {
             .map_or("", |(v, _)| v);
         let (_, librdkafka) = rdkafka::util::get_rdkafka_version();
         self.machine.software = vec![
-            format!("Kafka {kafka} with one node"),
+            format!("Kafka {kafka} with one node, whose JVM compiles quickly rather than well (C1)"),
             format!("Postgres {version} with its default settings (commits reach the disk)"),
             format!("librdkafka {librdkafka}"),
         ];

@@ -33,6 +33,9 @@ pub enum FeedError {
         "the cursor cannot be used: {0}; a pull without `cursor` and `since` starts anew with everything"
     )]
     Cursor(TokenError),
+    /// The cursor of a list cannot be used.
+    #[error("the cursor cannot be used: {0}; a request without `cursor` answers the first page")]
+    PageCursor(TokenError),
     /// The caller asked to read its own write, and the write was not there in time.
     #[error("after {0:?} the batch of `wait_for` is not applied yet")]
     NotApplied(Duration),
@@ -49,7 +52,9 @@ impl FeedError {
     pub fn status(&self) -> StatusCode {
         match self {
             FeedError::UnknownDomain(_) | FeedError::NotFound(_) => StatusCode::NOT_FOUND,
-            FeedError::Parameter { .. } | FeedError::Cursor(_) => StatusCode::BAD_REQUEST,
+            FeedError::Parameter { .. } | FeedError::Cursor(_) | FeedError::PageCursor(_) => {
+                StatusCode::BAD_REQUEST
+            }
             FeedError::NotApplied(_) | FeedError::Unavailable => StatusCode::SERVICE_UNAVAILABLE,
             FeedError::Statement => StatusCode::INTERNAL_SERVER_ERROR,
         }
@@ -68,7 +73,7 @@ impl FeedError {
             FeedError::Parameter { name, .. } => {
                 Problem::bad_request(detail).with("parameter", name.as_str())
             }
-            FeedError::Cursor(_) => {
+            FeedError::Cursor(_) | FeedError::PageCursor(_) => {
                 Problem::new(self.status(), "bad-cursor", "The cursor cannot be used").detail(detail)
             }
             FeedError::NotApplied(_) => Problem::new(

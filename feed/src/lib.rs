@@ -1,4 +1,4 @@
-//! The read side: changes, snapshots, records, receipts. Everything here reads Postgres and nothing writes it; what
+//! The read side: changes, snapshots, records, receipts, conflicts. Everything here reads Postgres and nothing writes it; what
 //! the projector means by a row or a feed row is told in `events` and in the tables themselves.
 //!
 //! - [`routes`] and [`Feed`]: the paths, and the state behind them
@@ -6,14 +6,17 @@
 //!   place in each partition on) and `since` (a time turned into places); `page` is what fills, `cursor` where the
 //!   next one begins, `query` and `filter` what was asked for
 //! - `records` and `receipts`: one record, one batch
+//! - `history` and `conflicts`: what became of a record, and of the items that were behind theirs
 //! - [`OutcomeStore`]: what became of a batch's items, for `receipts` and for the gateway's write side
 //! - [`positions`]: how far the projection has come, for whoever waits for it, as `wait` does
 //! - `reading`: whose eyes a read has; `sql`: all statements; `store`: how one is run; [`FeedError`]: what may go wrong
 
 mod changes;
+mod conflicts;
 mod cursor;
 mod error;
 mod filter;
+mod history;
 mod outcomes;
 mod page;
 #[cfg(test)]

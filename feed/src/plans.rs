@@ -10,7 +10,7 @@ use tokio_postgres::{Client, Config, NoTls};
 use uuid::Uuid;
 
 use crate::SESSION_SETTINGS;
-use crate::sql::{Statements, all_outcomes};
+use crate::sql::{ConflictStatements, Statements, all_outcomes};
 
 /// A schema of its own with all tables, and a connection as the pool's are.
 async fn schema(registry: &Registry) -> (Client, String) {
@@ -71,6 +71,7 @@ async fn all_hold(client: &Client, registry: &Registry) {
             follow,
             since,
             record,
+            history,
             outcomes,
         } = Statements::of(domain);
         // The feed's places are merged by one sort, a record's spellings put in order by another; nothing else sorts.
@@ -85,7 +86,21 @@ async fn all_hold(client: &Client, registry: &Registry) {
         for (what, sql, sorts) in each {
             holds(&domain.name, what, &plan(client, &sql).await, sorts);
         }
+        if let Some(history) = history {
+            // The attempts on a record are put in the order of the log.
+            let plan = plan(client, &history).await;
+            holds(&domain.name, "history", &plan, 1);
+            assert!(plan.contains("conflicts_by_record"), "{}: {plan}", domain.name);
+        }
     }
+    let ConflictStatements { list, one } = ConflictStatements::of(registry.iter().map(AsRef::as_ref));
+    let list = plan(client, &list).await;
+    holds("all", "conflicts", &list, 0);
+    assert!(
+        list.contains("conflicts_by_time") && !list.contains("hashed"),
+        "{list}"
+    );
+    holds("all", "conflict", &plan(client, &one).await, 0);
     let each: Vec<Statements> = registry.iter().map(|domain| Statements::of(domain)).collect();
     holds(
         "all",
@@ -139,6 +154,13 @@ async fn plans_are_the_same_on_empty_and_on_filled_tables() {
         "INSERT INTO positions (topic, partition) SELECT 'topic' || s % 9, s FROM generate_series(1, 500) s;
         ANALYZE positions";
     client.batch_execute(positions).await.expect("positions");
+    let conflicts = "INSERT INTO conflicts (conflict_id, tenant_id, domain, mobile_id, topic, partition, \"offset\", batch_id,
+               batch_index, occurred_at, user_id, device_id, operation, policy, winner, client_version, server_version,
+               result_version, client_time, server_time)
+        SELECT md5(s::text)::uuid, 't' || s % 2, 'helpdesk', md5((s % 50)::text)::uuid, 't', s % 3, s, md5(s::text)::uuid,
+               0, now(), 'u', 'd', 'update', 'merge', 'merged', 1, 2, 2, now(), now() FROM generate_series(1, 3000) s;
+        ANALYZE conflicts";
+    client.batch_execute(conflicts).await.expect("conflicts");
     all_hold(&client, &registry).await;
     client
         .batch_execute(&format!("DROP SCHEMA {schema} CASCADE"))

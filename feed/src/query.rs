@@ -40,7 +40,8 @@ pub(crate) struct Pull {
 }
 
 impl Query {
-    fn parameter(&self, name: &str) -> Result<Option<&str>, FeedError> {
+    /// The value of a parameter, if it is there.
+    pub(crate) fn parameter(&self, name: &str) -> Result<Option<&str>, FeedError> {
         let mut values = self
             .0
             .iter()
@@ -77,7 +78,8 @@ impl Query {
         })
     }
 
-    fn limit(&self) -> Result<usize, FeedError> {
+    /// How much a page holds.
+    pub(crate) fn limit(&self) -> Result<usize, FeedError> {
         match self.parameter("limit")?.map(str::parse) {
             None => Ok(DEFAULT_LIMIT),
             Some(Ok(limit)) if (1..=MAX_LIMIT).contains(&limit) => Ok(limit),

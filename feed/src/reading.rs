@@ -5,6 +5,7 @@ use std::sync::Arc;
 
 use chrono::{DateTime, Utc};
 use tidelog_events::domain::{Domain, Reader, Visibility};
+use tidelog_events::ids::Role;
 use tidelog_http::auth::Caller;
 use tokio_postgres::Row;
 use uuid::Uuid;
@@ -81,8 +82,44 @@ impl Readable {
         }
     }
 
+    /// The eyes of a caller on what became of records: their own, and supervisors see it of all.
+    pub(crate) fn past_reader(&self, caller: &Caller) -> Option<Vec<String>> {
+        match caller.role {
+            Role::Supervisor => None,
+            _ => self.reader(caller),
+        }
+    }
+
     pub(crate) fn is_child(&self) -> bool {
         self.domain.parent.is_some()
+    }
+}
+
+/// The eyes of a caller on the conflicts of all domains.
+pub(crate) struct Sight {
+    pub(crate) user: String,
+    /// The domains of which they see every conflict.
+    pub(crate) whole: Vec<String>,
+    /// The audience entries that admit them.
+    pub(crate) tokens: Vec<String>,
+}
+
+impl Sight {
+    /// Supervisors and operators, who may resolve any conflict, see them all.
+    pub(crate) fn of<'a>(caller: &Caller, domains: impl Iterator<Item = &'a Readable>) -> Sight {
+        let all = matches!(caller.role, Role::Supervisor | Role::Operator);
+        let reader = Reader {
+            user: &caller.user,
+            role: caller.role,
+        };
+        Sight {
+            user: caller.user.as_str().to_owned(),
+            whole: domains
+                .filter(|from| all || from.past_reader(caller).is_none())
+                .map(|from| from.domain.name.clone())
+                .collect(),
+            tokens: reader.tokens().to_vec(),
+        }
     }
 }
 

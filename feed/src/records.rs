@@ -7,7 +7,7 @@ use crate::error::FeedError;
 use crate::page::Document;
 use crate::reading::Reading;
 
-const ABSENT: FeedError = FeedError::NotFound("there is no such record for you");
+pub(crate) const ABSENT: FeedError = FeedError::NotFound("there is no such record for you");
 
 /// The document of a record. `spellings` are the identity as it may be meant, the likeliest first.
 pub(crate) async fn find(reading: &Reading<'_>, spellings: &[String]) -> Result<String, FeedError> {

@@ -2,6 +2,7 @@
 //! puts the answer's headers on. Must not know what a page or a receipt is made of.
 
 use std::collections::HashMap;
+use std::convert::Infallible;
 use std::sync::Arc;
 
 use bytes::Bytes;
@@ -18,14 +19,15 @@ use warp::filters::BoxedFilter;
 use warp::reply::Response;
 use warp::{Filter, Reply};
 
+use crate::conflicts::{Asked, Conflicts};
 use crate::error::FeedError;
 use crate::outcomes::OutcomeStore;
 use crate::query::Query;
-use crate::reading::{Readable, Reading};
+use crate::reading::{Readable, Reading, Sight};
 use crate::receipts::Receipts;
-use crate::sql::Statements;
+use crate::sql::{ConflictStatements, Statements};
 use crate::store::Store;
-use crate::{changes, records, wait};
+use crate::{changes, history, records, wait};
 
 /// What the read side is made of.
 pub struct FeedParts {
@@ -45,6 +47,7 @@ pub struct Feed {
     registry: Arc<Registry>,
     store: Store,
     outcomes: OutcomeStore,
+    conflicts: ConflictStatements,
     positions: watch::Receiver<Arc<Positions>>,
     topic_prefix: String,
 }
@@ -64,6 +67,7 @@ impl Feed {
                 .map(|domain| (domain.name.clone(), readable(domain)))
                 .collect(),
             outcomes: OutcomeStore::new(parts.pool.clone(), &parts.registry),
+            conflicts: ConflictStatements::of(parts.registry.iter().map(AsRef::as_ref)),
             store: Store::new(parts.pool),
             registry: parts.registry,
             positions: parts.positions,
@@ -125,11 +129,41 @@ impl Feed {
     ) -> Result<Response, FeedError> {
         let from = self.readable(name)?;
         let waited = self.waited(caller, query, wait).await?;
+        // Telemetry's identities may end in anything, and its items have no versions to tell of.
+        let past = identity
+            .strip_suffix("/history")
+            .filter(|_| from.domain.is_entity());
+        if let Some(identity) = past {
+            let mut reading = self.reading(from, caller);
+            reading.reader = from.past_reader(caller);
+            let body = history::page(&reading, &caller.tenant, &decoded(identity), query).await?;
+            return Ok(answer(body, wait, waited));
+        }
         // An identity holds `/` between its parts, and parts that are percent-encoded themselves: it may come as it
         // is, as the rest of the path, or encoded once more as a single segment.
         let spellings = [identity.to_owned(), decoded(identity)];
         let body = records::find(&self.reading(from, caller), &spellings).await?;
         Ok(answer(body, wait, waited))
+    }
+
+    fn conflicts<'a>(&'a self, caller: &'a Caller) -> Conflicts<'a> {
+        Conflicts {
+            store: &self.store,
+            statements: &self.conflicts,
+            tenant: &caller.tenant,
+            sight: Sight::of(caller, self.domains.values()),
+        }
+    }
+
+    async fn conflict_list(&self, caller: &Caller, wait: Wait, query: &Query) -> Result<Response, FeedError> {
+        let asked = Asked::of(query, &caller.tenant, &self.registry)?;
+        let waited = self.waited(caller, query, wait).await?;
+        let body = self.conflicts(caller).list(&asked).await?;
+        Ok(answer(body, wait, waited))
+    }
+
+    async fn conflict(&self, id: &str, caller: &Caller) -> Result<String, FeedError> {
+        self.conflicts(caller).one(id).await
     }
 
     async fn receipt(&self, id: &str, caller: &Caller) -> Result<String, FeedError> {
@@ -149,6 +183,7 @@ pub fn routes(feed: Arc<Feed>, auth: Auth) -> BoxedFilter<(Response,)> {
     let api = warp::path!("api" / "v1" / ..);
     let query = warp::query::<Vec<(String, String)>>().map(Query);
 
+    let conflicts = conflict_routes(feed.clone(), auth.clone());
     let receipt = api
         .and(warp::path!("sync" / "batches" / String))
         .and(warp::get())
@@ -195,7 +230,43 @@ pub fn routes(feed: Arc<Feed>, auth: Auth) -> BoxedFilter<(Response,)> {
                 told(feed.record((&path.0, &path.1), &caller, wait, &query).await)
             },
         );
-    receipt.or(changes).unify().or(record).unify().boxed()
+    conflicts
+        .or(receipt)
+        .unify()
+        .or(changes)
+        .unify()
+        .or(record)
+        .unify()
+        .boxed()
+}
+
+/// The conflicts of a tenant, all and one.
+fn conflict_routes(
+    feed: impl Filter<Extract = (Arc<Feed>,), Error = Infallible> + Clone + Send + Sync + 'static,
+    auth: Auth,
+) -> BoxedFilter<(Response,)> {
+    let api = warp::path!("api" / "v1" / "conflicts" / ..);
+    let list = api
+        .and(warp::path::end())
+        .and(warp::get())
+        .and(auth.caller())
+        .and(prefer::wait())
+        .and(warp::query::<Vec<(String, String)>>().map(Query))
+        .and(feed.clone())
+        .then(
+            |caller: Caller, wait: Wait, query: Query, feed: Arc<Feed>| async move {
+                told(feed.conflict_list(&caller, wait, &query).await)
+            },
+        );
+    let one = api
+        .and(warp::path!(String))
+        .and(warp::get())
+        .and(auth.caller())
+        .and(feed)
+        .then(|id: String, caller: Caller, feed: Arc<Feed>| async move {
+            told(feed.conflict(&id, &caller).await.map(json))
+        });
+    list.or(one).unify().boxed()
 }
 
 fn told(result: Result<Response, FeedError>) -> Response {

@@ -8,6 +8,10 @@
 
 use tidelog_events::domain::{Domain, FieldType, Filter, Visibility};
 
+mod past;
+
+pub(crate) use past::ConflictStatements;
+
 /// The texts for one domain.
 #[derive(Debug)]
 pub(crate) struct Statements {
@@ -24,6 +28,8 @@ pub(crate) struct Statements {
     pub(crate) since: String,
     /// One record. `$2` the spellings of its identity, the preferred one first, `$3` reader.
     pub(crate) record: String,
+    /// What became of one record, in a domain of entities; see `past`.
+    pub(crate) history: Option<String>,
     /// What became of a batch's items, of those that applied to this domain. `$2` batch.
     pub(crate) outcomes: String,
 }
@@ -37,6 +43,7 @@ impl Statements {
             follow: names.follow(),
             since: names.since(),
             record: names.record(),
+            history: domain.is_entity().then(|| names.history()),
             outcomes: names.outcomes(),
         }
     }

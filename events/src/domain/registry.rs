@@ -30,6 +30,9 @@ const SHIPPED: [(&str, &str); 10] = [
     ("metrics.toml", include_str!("../../definitions/metrics.toml")),
 ];
 
+/// First parts of paths that are the service's own.
+const OWN_PATHS: [&str; 2] = ["sync", "conflicts"];
+
 /// Tables that are the service's own.
 const OWN_TABLES: [&str; 9] = [
     "outcomes",
@@ -101,8 +104,11 @@ impl Registry {
                 domain.table
             ));
         }
-        if domain.name == "sync" {
-            return Err("\"sync\" is a path of the service's own; choose another domain name".into());
+        if OWN_PATHS.contains(&domain.name.as_str()) {
+            return Err(format!(
+                "{:?} is a path of the service's own; choose another domain name",
+                domain.name
+            ));
         }
         let parent_topic = match &domain.parent {
             None => None,

@@ -87,3 +87,60 @@ pub async fn with_a_ticket() -> Stage {
         .await;
     stage
 }
+
+/// A kept attempt of tenant `acme`, at that offset and as many seconds after half past nine, from `phone-2`.
+pub struct Clash<'a> {
+    pub domain: &'a str,
+    pub id: &'a str,
+    pub user: &'a str,
+    pub policy: &'a str,
+    pub winner: &'a str,
+    pub offset: i64,
+    /// The version met, and the one made.
+    pub versions: (i64, i64),
+    pub client_doc: &'a str,
+}
+
+/// A conflict's id, by its offset.
+pub fn clash_id(offset: i64) -> String {
+    uuid::Uuid::from_u128(0xc000 + offset as u128).to_string()
+}
+
+impl Clash<'_> {
+    pub fn sql(&self) -> String {
+        let Clash {
+            domain,
+            id,
+            user,
+            policy,
+            winner,
+            offset,
+            client_doc,
+            ..
+        } = self;
+        let (met, made) = self.versions;
+        format!(
+            r#"INSERT INTO conflicts (conflict_id, tenant_id, domain, mobile_id, topic, partition, "offset", batch_id,
+                   batch_index, occurred_at, user_id, device_id, operation, policy, winner, client_version, server_version,
+                   result_version, client_doc, server_doc, client_time, server_time, kept)
+            VALUES ('{conflict}', 'acme', '{domain}', '{id}', 't', 0, {offset}, '{BATCH}', {offset},
+                   timestamptz '2026-01-31T09:30:00Z' + {offset} * interval '1 second', '{user}', 'phone-2', 'update',
+                   '{policy}', '{winner}', 1, {met}, {made}, '{client_doc}', '{{"n": 1.50}}', '2026-01-31T09:00:00Z',
+                   '2026-01-31T09:10:00Z', NULL);"#,
+            conflict = clash_id(*offset),
+        )
+    }
+}
+
+/// The next version of a record in a table, in the chain after the one at offset `previous`.
+pub fn version(table: &str, id: &str, operation: &str, version: i64, previous: i64, offset: i64) -> String {
+    format!(
+        r#"INSERT INTO {table}_changes (tenant_id, partition, "offset", mobile_id, version, operation, fields, before,
+               changed_at, item_time, user_id, device_id, batch_id, batch_index, base_version, item_hash, previous_offset)
+        VALUES ('acme', 0, {offset}, '{id}', {version}, '{operation}', '{{remarks}}', '{{"remarks": {version}.10}}',
+               timestamptz '2026-01-31T09:30:00Z' + {offset} * interval '1 second', '2026-01-31T09:00:00Z', 'ben', 'phone-2',
+               '{BATCH}', {offset}, {version} - 1, '{BATCH}', {previous});
+        UPDATE {table} SET version = {version}, deleted = '{operation}' = 'delete', "offset" = {offset}
+         WHERE mobile_id = '{id}';"#
+    )
+}

@@ -7,6 +7,7 @@ mod support;
 mod bad_batches;
 mod bad_items;
 mod commands;
+mod conflicts;
 mod idempotency;
 mod nine_domains;
 mod own_domain;

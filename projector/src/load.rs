@@ -464,8 +464,3 @@ fn note_by_content(past: &mut Past, event: (BatchId, u32), content: Option<Uuid>
         past.note(event, content, outcome);
     }
 }
-
-/// The log's clock of a partition never runs back; see [`crate::reading`].
-pub(crate) fn not_before(time: DateTime<Utc>, last: DateTime<Utc>) -> DateTime<Utc> {
-    time.max(last)
-}

@@ -13,7 +13,6 @@ use crate::reading::{Chunk, Reader};
 use crate::retry::waits;
 use crate::session::Session;
 use crate::write::{DeadLetter, write};
-use chrono::{DateTime, Utc};
 use rdkafka::message::{Message, OwnedMessage};
 use std::collections::{BTreeMap, HashMap};
 use std::sync::{Arc, Mutex, PoisonError};

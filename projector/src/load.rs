@@ -8,7 +8,6 @@ use crate::event::Arrived;
 use crate::session::Session;
 use crate::sheet::get;
 use crate::state::{Doc, Past, PastChange, RecordKey, State};
-use chrono::{DateTime, Utc};
 use futures_util::future::try_join_all;
 use serde_json::Value;
 use std::collections::{BTreeMap, BTreeSet, HashMap};

@@ -14,7 +14,7 @@ use crate::error::FeedError;
 use crate::filter::Values;
 use crate::page::{self, Document, Page};
 use crate::sql::Statements;
-use crate::store::Store;
+use crate::store::{Parameter, Store};
 
 /// The most rows that one statement brings.
 const MOST_ROWS: usize = 4000;
@@ -51,6 +51,7 @@ pub(crate) struct Place {
 }
 
 /// What one statement brought, out of one snapshot.
+#[derive(Default)]
 pub(crate) struct Batch {
     pub(crate) places: Vec<Place>,
     pub(crate) rows: Vec<Found>,
@@ -59,6 +60,8 @@ pub(crate) struct Batch {
 /// A row, or a change with its row: something for the page, or something to pass over.
 pub(crate) struct Found {
     row: Row,
+    /// What it puts on the page, if anything.
+    entry: Option<String>,
 }
 
 /// The order in which changes are told: by log time, then by their place in the log.
@@ -124,24 +127,28 @@ impl Sight {
 }
 
 impl Batch {
-    /// Takes the rows of `walk` and `follow` apart.
-    pub(crate) fn of(rows: Vec<Row>) -> Result<Batch, FeedError> {
-        let mut batch = Batch {
-            places: Vec::new(),
-            rows: Vec::with_capacity(rows.len()),
-        };
-        for row in rows {
-            if row.try_get(0)? {
-                batch.places.push(Place {
-                    partition: row.try_get(1)?,
-                    next_offset: row.try_get(2)?,
-                    applied_through: row.try_get(3)?,
-                });
-            } else {
-                batch.rows.push(Found { row });
-            }
+    /// What a statement of `walk` or `follow` brings.
+    pub(crate) async fn fetch(
+        reading: &Reading<'_>,
+        sql: &str,
+        values: &[Parameter<'_>],
+    ) -> Result<Batch, FeedError> {
+        let id_column = reading.from.domain.id_column();
+        let take = |batch: &mut Batch, row: Row| batch.take(row, id_column);
+        reading.store.gather(sql, values, take).await
+    }
+
+    fn take(&mut self, row: Row, id_column: &str) -> Result<(), FeedError> {
+        if row.try_get(0)? {
+            self.places.push(Place {
+                partition: row.try_get(1)?,
+                next_offset: row.try_get(2)?,
+                applied_through: row.try_get(3)?,
+            });
+        } else {
+            self.rows.push(Found::of(row, id_column)?);
         }
-        Ok(batch)
+        Ok(())
     }
 
     /// Every change with an earlier log time is applied, in all partitions. A partition that is missing below
@@ -184,24 +191,33 @@ impl Found {
         Ok((self.changed_at()?, partition, offset, id))
     }
 
+    fn of(row: Row, id_column: &str) -> Result<Found, FeedError> {
+        let id: &str = row.try_get(4)?;
+        let entry = if row.try_get(7)? {
+            Some(page::removal(id_column, id, row.try_get(6)?))
+        } else if let Some(doc) = row.try_get(9)? {
+            let document = Document {
+                id,
+                version: row.try_get(6)?,
+                synced_at: row.try_get(8)?,
+                doc,
+            };
+            Some(document.to_json(id_column))
+        } else {
+            None
+        };
+        Ok(Found { row, entry })
+    }
+
     /// Whether it is something for the page.
-    pub(crate) fn tells(&self) -> Result<bool, FeedError> {
-        Ok(self.row.try_get::<_, bool>(7)? || self.row.try_get::<_, Option<&str>>(9)?.is_some())
+    pub(crate) fn tells(&self) -> bool {
+        self.entry.is_some()
     }
 
     /// Puts what it tells on the page.
-    pub(crate) fn tell(&self, page: &mut Page, id_column: &str) -> Result<(), FeedError> {
-        let (id, parent) = (self.id()?, self.parent()?);
-        if self.row.try_get(7)? {
-            page.put(id, parent, page::removal(id_column, id, self.row.try_get(6)?));
-        } else if let Some(doc) = self.row.try_get(9)? {
-            let document = Document {
-                id,
-                version: self.row.try_get(6)?,
-                synced_at: self.row.try_get(8)?,
-                doc,
-            };
-            page.put(id, parent, document.to_json(id_column));
+    pub(crate) fn tell(&mut self, page: &mut Page) -> Result<(), FeedError> {
+        if let Some(entry) = self.entry.take() {
+            page.put(self.id()?, self.parent()?, entry);
         }
         Ok(())
     }

@@ -61,12 +61,12 @@ pub(crate) async fn follow(
             each: if first { share(all, cursor.feed.len()) } else { all },
             all,
         };
-        let batch = fetch(reading, cursor, &ask).await?;
+        let mut batch = fetch(reading, cursor, &ask).await?;
         first = false;
         let told = page.len();
         let applied = batch.applied_through();
         let gets_on = |at: DateTime<Utc>| since.is_none_or(|since| at.min(applied) > since);
-        let stop = consume(reading, cursor, page, &batch, &ask, gets_on)?;
+        let stop = consume(reading, cursor, page, &mut batch, &ask, gets_on)?;
         effort.note(batch.rows.len(), page.len() - told);
         let (has_more, reached) = match stop {
             Stop::Exhausted => {
@@ -122,12 +122,7 @@ async fn fetch(reading: &Reading<'_>, cursor: &Cursor, ask: &Ask) -> Result<Batc
     if child {
         values.push(&after);
     }
-    Batch::of(
-        reading
-            .store
-            .query(&reading.from.statements.follow, &values)
-            .await?,
-    )
+    Batch::fetch(reading, &reading.from.statements.follow, &values).await
 }
 
 /// Puts a batch's rows on the page, in the order of time, and moves the cursor past each. `gets_on` says of a log time
@@ -136,14 +131,14 @@ fn consume(
     reading: &Reading<'_>,
     cursor: &mut Cursor,
     page: &mut Page,
-    batch: &Batch,
+    batch: &mut Batch,
     ask: &Ask,
     gets_on: impl Fn(DateTime<Utc>) -> bool,
 ) -> Result<Stop, FeedError> {
     let child = reading.from.is_child();
     let mut rows = batch
         .rows
-        .iter()
+        .iter_mut()
         .map(|row| Ok((row.order(child)?, row)))
         .collect::<Result<Vec<_>, FeedError>>()?;
     // They come in this order; that they do is the planner's choice, not the statement's promise.
@@ -151,12 +146,12 @@ fn consume(
     let mut looked_at: HashMap<i32, usize> = HashMap::new();
     let mut last = None;
     for ((changed_at, partition, offset, id), row) in rows {
-        let tells = row.tells()?;
+        let tells = row.tells();
         if tells && page.room() == 0 && gets_on(changed_at) {
             return Ok(Stop::Full(changed_at));
         }
         if tells {
-            row.tell(page, reading.from.domain.id_column())?;
+            row.tell(page)?;
         }
         *cursor.spot(partition) = match child {
             true => Spot {

@@ -25,17 +25,17 @@ pub(crate) async fn walk(
     let mut effort = Effort::new();
     loop {
         let most = effort.next(page.room());
-        let batch = fetch(reading, cursor.walk.as_ref(), most).await?;
+        let mut batch = fetch(reading, cursor.walk.as_ref(), most).await?;
         if cursor.walk.is_none() {
             pin(cursor, &batch.places);
         }
         let told = page.len();
-        for row in &batch.rows {
-            if row.tells()? {
+        for row in &mut batch.rows {
+            if row.tells() {
                 if page.room() == 0 {
                     return Ok(Walked::Partly);
                 }
-                row.tell(page, reading.from.domain.id_column())?;
+                row.tell(page)?;
             }
             cursor.walk = Some(Passed {
                 id: row.id()?.to_owned(),
@@ -64,11 +64,11 @@ async fn fetch(reading: &Reading<'_>, after: Option<&Passed>, most: usize) -> Re
     let statements = &reading.from.statements;
     let mut values: Vec<Parameter<'_>> = vec![&tenant, topic, &reading.reader, &reading.filters, &most];
     let Some(after) = after else {
-        return Batch::of(reading.store.query(&statements.walk_first, &values).await?);
+        return Batch::fetch(reading, &statements.walk_first, &values).await;
     };
     values.push(&after.id);
     if reading.from.is_child() {
         values.push(&after.parent);
     }
-    Batch::of(reading.store.query(&statements.walk_next, &values).await?)
+    Batch::fetch(reading, &statements.walk_next, &values).await
 }

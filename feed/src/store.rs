@@ -2,6 +2,7 @@
 //! once: everything here reads, so asking again is harmless. Must not know what is asked.
 
 use deadpool_postgres::Pool;
+use futures_util::StreamExt;
 use tokio_postgres::Row;
 use tokio_postgres::types::ToSql;
 
@@ -37,8 +38,22 @@ impl Store {
 
     /// Runs one statement, prepared once a connection.
     pub(crate) async fn query(&self, sql: &str, values: &[Parameter<'_>]) -> Result<Vec<Row>, FeedError> {
-        match self.attempt(sql, values).await {
-            Err(Failure::Closed) => self.attempt(sql, values).await,
+        self.gather(sql, values, |rows: &mut Vec<Row>, row| {
+            rows.push(row);
+            Ok(())
+        })
+        .await
+    }
+
+    /// The same, taking in each row as it comes: what is made of one is made while Postgres looks for the next.
+    pub(crate) async fn gather<C: Default>(
+        &self,
+        sql: &str,
+        values: &[Parameter<'_>],
+        take: impl Fn(&mut C, Row) -> Result<(), FeedError>,
+    ) -> Result<C, FeedError> {
+        match self.attempt(sql, values, &take).await {
+            Err(Failure::Closed) => self.attempt(sql, values, &take).await,
             other => other,
         }
         .map_err(|failure| match failure {
@@ -47,7 +62,12 @@ impl Store {
         })
     }
 
-    async fn attempt(&self, sql: &str, values: &[Parameter<'_>]) -> Result<Vec<Row>, Failure> {
+    async fn attempt<C: Default>(
+        &self,
+        sql: &str,
+        values: &[Parameter<'_>],
+        take: impl Fn(&mut C, Row) -> Result<(), FeedError>,
+    ) -> Result<C, Failure> {
         let client = self
             .pool
             .get()
@@ -58,7 +78,16 @@ impl Store {
             false => Failure::Told(error.into()),
         };
         let statement = client.prepare_cached(sql).await.map_err(failed)?;
-        client.query(&statement, values).await.map_err(failed)
+        let rows = client
+            .query_raw(&statement, values.iter().copied())
+            .await
+            .map_err(failed)?;
+        let mut rows = std::pin::pin!(rows);
+        let mut gathered = C::default();
+        while let Some(row) = rows.next().await {
+            take(&mut gathered, row.map_err(failed)?).map_err(Failure::Told)?;
+        }
+        Ok(gathered)
     }
 }
 

@@ -4,8 +4,8 @@
 
 use crate::ProjectorError;
 use crate::backlog::{Backlog, PARCEL_RECORDS};
-use crate::lane::{Owned, Progress, ToLane};
-use crate::ownership::{End, claim, heartbeat};
+use crate::lane::{Progress, ToLane};
+use crate::ownership::{End, Owned, claim, heartbeat};
 use crate::retry::waits;
 use crate::session::Session;
 use chrono::Utc;

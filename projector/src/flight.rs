@@ -5,7 +5,7 @@
 use crate::ProjectorError;
 use crate::chunk::{Results, World};
 use crate::event::Arrived;
-use crate::lane::Owned;
+use crate::ownership::Owned;
 use crate::reading::Chunk;
 use crate::session::Session;
 use crate::state::RecordKey;

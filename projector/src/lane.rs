@@ -8,11 +8,11 @@ use crate::chunk::{Results, World, fold_chunk};
 use crate::dead::DeadLetterTopic;
 use crate::flight::{Flight, Folded};
 use crate::load::load;
+use crate::ownership::Owned;
 use crate::reading::{Chunk, Reader};
 use crate::retry::waits;
 use crate::session::Session;
 use crate::write::{DeadLetter, write};
-use chrono::{DateTime, Utc};
 use rdkafka::message::{Message, OwnedMessage};
 use std::collections::{BTreeMap, HashMap};
 use std::sync::{Arc, Mutex, PoisonError};
@@ -37,15 +37,6 @@ pub(crate) enum ToLane {
     Release(Vec<i32>, oneshot::Sender<()>),
     /// Records of the log, of each partition in its order.
     Records(Vec<OwnedMessage>),
-}
-
-/// A partition as a lane holds it.
-#[derive(Debug, Clone)]
-pub(crate) struct Owned {
-    pub(crate) partition: i32,
-    pub(crate) epoch: i64,
-    pub(crate) next_offset: i64,
-    pub(crate) log_time: DateTime<Utc>,
 }
 
 /// Applied positions of this process, for the group's offsets and the heartbeat.

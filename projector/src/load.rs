@@ -8,7 +8,6 @@ use crate::event::Arrived;
 use crate::session::Session;
 use crate::sheet::get;
 use crate::state::{Doc, Past, PastChange, RecordKey, State};
-use chrono::{DateTime, Utc};
 use futures_util::future::try_join_all;
 use serde_json::Value;
 use std::collections::{BTreeMap, BTreeSet, HashMap};
@@ -463,9 +462,4 @@ fn note_by_content(past: &mut Past, event: (BatchId, u32), content: Option<Uuid>
     if content.is_some() {
         past.note(event, content, outcome);
     }
-}
-
-/// The log's clock of a partition never runs back; see [`crate::reading`].
-pub(crate) fn not_before(time: DateTime<Utc>, last: DateTime<Utc>) -> DateTime<Utc> {
-    time.max(last)
 }

@@ -2,13 +2,21 @@
 //! partition's epoch, so that whoever held it before writes nothing any more; Kafka's group only says who should claim.
 
 use crate::ProjectorError;
-use crate::lane::Owned;
 use crate::session::Session;
 use chrono::{DateTime, Duration, Utc};
 
 /// How far the clocks of broker and projector may differ: what is claimed to be applied through a moment stays this
 /// much behind it.
 const CLOCK_MARGIN_SECONDS: i64 = 2;
+
+/// A partition as this process holds it, and where it stands.
+#[derive(Debug, Clone)]
+pub(crate) struct Owned {
+    pub(crate) partition: i32,
+    pub(crate) epoch: i64,
+    pub(crate) next_offset: i64,
+    pub(crate) log_time: DateTime<Utc>,
+}
 
 /// Claims partitions of a topic; answers where each stands.
 pub(crate) async fn claim(

@@ -3,8 +3,7 @@
 
 use crate::chunk::OutcomeRow;
 use crate::event::Arrived;
-use crate::lane::Owned;
-use crate::load::not_before;
+use crate::ownership::Owned;
 use crate::write::{DeadLetter, Move};
 use chrono::{DateTime, Utc};
 use rdkafka::message::{Headers, Message, OwnedMessage};
@@ -144,4 +143,9 @@ fn log_time(record: &OwnedMessage) -> DateTime<Utc> {
         .to_millis()
         .and_then(DateTime::from_timestamp_millis)
         .unwrap_or_default()
+}
+
+/// The log's clock of a partition never runs back.
+fn not_before(time: DateTime<Utc>, last: DateTime<Utc>) -> DateTime<Utc> {
+    time.max(last)
 }

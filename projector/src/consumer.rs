@@ -56,6 +56,8 @@ struct Context {
     backlog: Mutex<Backlog>,
     /// A commit of the group's offsets is under way.
     committing: AtomicBool,
+    /// What the group has taken.
+    told: Mutex<Positions>,
 }
 
 impl ClientContext for Context {
@@ -87,10 +89,16 @@ impl ConsumerContext for Context {
         }
     }
 
-    fn commit_callback(&self, result: Result<(), KafkaError>, _: &TopicPartitionList) {
+    fn commit_callback(&self, result: Result<(), KafkaError>, offsets: &TopicPartitionList) {
         self.committing.store(false, Ordering::Relaxed);
-        if let Err(error) = result {
-            tracing::debug!(%error, "the group's offsets were not committed");
+        match result {
+            Ok(()) => self
+                .told()
+                .extend(offsets.elements().iter().filter_map(|element| {
+                    let at = (element.topic().to_owned(), element.partition());
+                    Some((at, element.offset().to_raw()?))
+                })),
+            Err(error) => tracing::debug!(%error, "the group's offsets were not committed"),
         }
     }
 }
@@ -98,6 +106,10 @@ impl ConsumerContext for Context {
 impl Context {
     fn backlog(&self) -> MutexGuard<'_, Backlog> {
         self.backlog.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn told(&self) -> MutexGuard<'_, Positions> {
+        self.told.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// Claims in Postgres what the group assigned, tells the lanes, and starts reading where Postgres stands.
@@ -234,6 +246,7 @@ pub(crate) fn run(parts: ConsumerParts, runtime: Handle) -> Result<(), Projector
         shutdown: parts.shutdown.clone(),
         backlog: Mutex::default(),
         committing: AtomicBool::new(false),
+        told: Mutex::default(),
     };
     let consumer: Arc<BaseConsumer<Context>> = Arc::new(client_config(&parts).create_with_context(context)?);
     let names: Vec<&str> = topics.iter().map(String::as_str).collect();
@@ -245,7 +258,6 @@ pub(crate) fn run(parts: ConsumerParts, runtime: Handle) -> Result<(), Projector
         parts.shutdown.clone(),
     ));
     let mut committed = Instant::now();
-    let mut told = Positions::new();
     while !*parts.shutdown.borrow() {
         read_parcel(&consumer);
         let flow = consumer.context().backlog().hand_over(&consumer.context().lanes);
@@ -255,13 +267,13 @@ pub(crate) fn run(parts: ConsumerParts, runtime: Handle) -> Result<(), Projector
             }
         }
         if committed.elapsed() > HEARTBEAT {
-            commit(&consumer, &parts.progress, &mut told);
+            commit(&consumer, &parts.progress);
             committed = Instant::now();
         }
     }
     // The lanes end their chunks by themselves at shutdown; what they wrote is in Postgres, so nothing is lost if the
     // group's offsets lag behind.
-    commit(&consumer, &parts.progress, &mut told);
+    commit(&consumer, &parts.progress);
     consumer.unsubscribe();
     // The pulse ends with the shutdown. Waited for, so that the last handle on the consumer is this one: closing it calls
     // back into the rebalance, which must not happen on a worker of the runtime.
@@ -342,30 +354,27 @@ type Positions = HashMap<(String, i32), i64>;
 /// Commits the applied positions to the group, for the tools that show its lag: those that moved, and never beside a
 /// commit that is under way. A member that fell out of the group joins again only after every commit of its has been
 /// answered; with one a second, a broker that had been frozen for some seconds was left for good.
-fn commit(consumer: &BaseConsumer<Context>, progress: &Progress, told: &mut Positions) {
+fn commit(consumer: &BaseConsumer<Context>, progress: &Progress) {
     let committing = &consumer.context().committing;
     if committing.load(Ordering::Relaxed) {
         return;
     }
-    let now: Positions = progress
-        .lock()
-        .unwrap_or_else(PoisonError::into_inner)
-        .iter()
-        .map(|(at, owned)| (at.clone(), owned.next_offset))
-        .collect();
     let mut offsets = TopicPartitionList::new();
-    for (at, next) in now.iter().filter(|(at, next)| told.get(*at) != Some(*next)) {
-        // A partition is listed once, so adding it cannot fail.
-        let _ = offsets.add_partition_offset(&at.0, at.1, Offset::Offset(*next));
+    {
+        let told = consumer.context().told();
+        let owned = progress.lock().unwrap_or_else(PoisonError::into_inner);
+        for ((topic, partition), owned) in owned.iter() {
+            if told.get(&(topic.clone(), *partition)) != Some(&owned.next_offset) {
+                // A partition is listed once, so adding it cannot fail.
+                let _ = offsets.add_partition_offset(topic, *partition, Offset::Offset(owned.next_offset));
+            }
+        }
     }
     if offsets.count() == 0 {
         return;
     }
     match consumer.commit(&offsets, CommitMode::Async) {
-        Ok(()) => {
-            committing.store(true, Ordering::Relaxed);
-            *told = now;
-        }
+        Ok(()) => committing.store(true, Ordering::Relaxed),
         Err(error) => tracing::debug!(%error, "the group's offsets were not committed"),
     }
 }

@@ -304,7 +304,11 @@ impl Lane {
                     }
                     tokio::select! {
                         _ = tokio::time::sleep(wait) => {}
-                        _ = shutdown.wait_for(|stop| *stop) => return,
+                        _ = shutdown.wait_for(|stop| *stop) => {
+                            // Given up. Whatever came after this chunk would move the positions over it.
+                            self.owned.clear();
+                            return;
+                        }
                     }
                 }
             }

@@ -29,6 +29,8 @@ impl OwnStack {
     pub(crate) fn start(dir: &Path, args: &[&str]) -> OwnStack {
         std::fs::create_dir_all(dir).expect("the target folder can be written");
         let data = dir.join("data");
+        // One that was killed leaves it there, until the next one has begun.
+        let _ = std::fs::remove_file(data.join("env"));
         let mut command = Command::new(env!("CARGO_BIN_EXE_tidelog"));
         for (name, _) in std::env::vars().filter(|(name, _)| name.starts_with("TIDELOG_")) {
             if name != "TIDELOG_CACHE_DIR" {

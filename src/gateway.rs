@@ -13,6 +13,7 @@ use tidelog_feed::positions::{self, PositionsConfig};
 use tidelog_feed::{Feed, FeedParts, OutcomeStore, SESSION_SETTINGS};
 use tidelog_http::Limits;
 use tidelog_http::auth::Auth;
+use tidelog_ingest::settings::{Changer, FollowConfig, follow};
 use tidelog_ingest::{Ingest, IngestConfig, IngestParts, Producer, ProducerConfig};
 use tokio::net::TcpListener;
 use tokio::sync::{oneshot, watch};
@@ -80,6 +81,16 @@ pub(crate) async fn run(
         poll: POSITIONS_POLL,
     });
     let producer = Arc::new(Producer::new(ProducerConfig::new(&settings.kafka.kafka_brokers))?);
+    let (tenants, following) = follow(FollowConfig {
+        brokers: settings.kafka.kafka_brokers.clone(),
+        topic_prefix: settings.kafka.topic_prefix.clone(),
+    });
+    let changer = Changer::new(
+        registry.clone(),
+        producer.clone(),
+        tenants.clone(),
+        &settings.kafka.topic_prefix,
+    );
     let auth = Auth::new(settings.auth.jwt_secret.reveal())?;
 
     let ingest = Ingest::new(IngestParts {
@@ -88,6 +99,7 @@ pub(crate) async fn run(
         producer: producer.clone(),
         positions: positions.clone(),
         outcomes: OutcomeStore::new(reading.clone(), &registry),
+        settings: tenants.clone(),
         config: IngestConfig {
             topic_prefix: settings.kafka.topic_prefix.clone(),
             ..IngestConfig::default()
@@ -104,10 +116,15 @@ pub(crate) async fn run(
         cluster: Cluster::new(&settings.kafka, "health")?,
         topic: topic_name(&settings.kafka.topic_prefix, DEAD_LETTER_TOPIC),
         producer,
+        settings: tenants,
         database: reading,
     };
     let routes = health::routes(told.clone())
-        .or(tidelog_ingest::routes(ingest.clone(), auth.clone()))
+        .or(tidelog_ingest::routes(
+            ingest.clone(),
+            Arc::new(changer),
+            auth.clone(),
+        ))
         .unify()
         .or(tidelog_feed::routes(Arc::new(feed), auth))
         .unify();
@@ -135,6 +152,7 @@ pub(crate) async fn run(
         () = serving => Ok(()),
         // Neither ends while the routes hold what it tells.
         () = watching => anyhow::bail!("nobody watches the positions any more"),
+        () = following => anyhow::bail!("nobody follows the tenants' settings any more"),
         () = health::keep(needs, health) => anyhow::bail!("nobody watches the gateway's health any more"),
         () = health::announce(told, ready) => anyhow::bail!("the gateway's health was announced twice"),
     }

@@ -11,6 +11,7 @@ use deadpool_postgres::Pool;
 use http::StatusCode;
 use http::header::{CACHE_CONTROL, CONTENT_TYPE, HeaderValue};
 use serde::Serialize;
+use tidelog_events::settings::Settings;
 use tidelog_ingest::Producer;
 use tokio::sync::{oneshot, watch};
 use warp::Filter;
@@ -88,6 +89,8 @@ pub(crate) struct Needs {
     pub(crate) topic: String,
     /// The producer, whose last batch may have failed although brokers answer.
     pub(crate) producer: Arc<Producer>,
+    /// What tenants have set: without it nothing can be stamped.
+    pub(crate) settings: watch::Receiver<Arc<Settings>>,
     /// Any of the pools.
     pub(crate) database: Pool,
 }
@@ -95,13 +98,14 @@ pub(crate) struct Needs {
 /// Looks again and again, and logs what changes.
 pub(crate) async fn keep(needs: Needs, publish: watch::Sender<Health>) {
     loop {
-        let (cluster, producer, postgres) = tokio::join!(
+        let (cluster, producer, postgres, settings) = tokio::join!(
             needs.cluster.answers(needs.topic.clone(), PATIENCE),
             needs.producer.check(PATIENCE),
-            answers(&needs.database)
+            answers(&needs.database),
+            settings_are_read(needs.settings.clone())
         );
         let now = Health {
-            kafka: (cluster && producer).into(),
+            kafka: (cluster && producer && settings).into(),
             postgres: postgres.into(),
         };
         if publish.send_if_modified(|before| std::mem::replace(before, now) != now) {
@@ -125,6 +129,12 @@ pub(crate) async fn announce(mut health: watch::Receiver<Health>, ready: oneshot
         let _ = ready.send(());
     }
     std::future::pending().await
+}
+
+/// Answers a plain word: what was waited for keeps whoever publishes the next value waiting as long as it is held.
+async fn settings_are_read(mut settings: watch::Receiver<Arc<Settings>>) -> bool {
+    let read = settings.wait_for(|settings| settings.complete);
+    matches!(tokio::time::timeout(PATIENCE, read).await, Ok(Ok(_)))
 }
 
 async fn answers(database: &Pool) -> bool {

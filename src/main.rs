@@ -21,6 +21,7 @@ mod settings;
 mod shutdown;
 mod stack;
 mod status;
+mod tenant;
 mod token;
 mod topics;
 
@@ -58,6 +59,7 @@ enum Command {
     Migrate(migrate::MigrateArgs),
     Topics(topics::TopicsArgs),
     Status(status::StatusArgs),
+    Tenant(tenant::TenantArgs),
     Token(token::TokenArgs),
     CheckDomain(check_domain::CheckDomainArgs),
     Bench(bench::BenchArgs),
@@ -98,6 +100,7 @@ async fn run() -> ExitCode {
         Command::Migrate(args) => migrate::run(args).await.map(done),
         Command::Topics(args) => topics::run(args).await,
         Command::Status(args) => status::run(args).await.map(done),
+        Command::Tenant(args) => tenant::run(args).await.map(done),
         Command::Token(args) => token::run(args).map(done),
         Command::CheckDomain(args) => check_domain::run(args),
         Command::Bench(args) => bench::run(args).await.map(done),

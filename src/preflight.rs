@@ -3,6 +3,7 @@
 
 use anyhow::{Result, bail};
 use tidelog_events::domain::Registry;
+use tidelog_events::settings::SETTINGS_TOPIC;
 use tidelog_events::{DEAD_LETTER_TOPIC, topic_name};
 
 use crate::database;
@@ -31,7 +32,7 @@ async fn topics(kafka: &KafkaSettings, registry: &Registry) -> Result<()> {
     let missing: Vec<String> = registry
         .topics()
         .into_iter()
-        .chain([DEAD_LETTER_TOPIC])
+        .chain([DEAD_LETTER_TOPIC, SETTINGS_TOPIC])
         .map(|topic| topic_name(&kafka.topic_prefix, topic))
         .filter(|topic| !metadata.topics.contains_key(topic))
         .collect();

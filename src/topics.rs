@@ -15,6 +15,7 @@ use rdkafka::client::DefaultClientContext;
 use rdkafka::types::RDKafkaErrorCode;
 use serde::Serialize;
 use tidelog_events::domain::Registry;
+use tidelog_events::settings::SETTINGS_TOPIC;
 use tidelog_events::{DEAD_LETTER_TOPIC, topic_name};
 
 use crate::domains;
@@ -31,7 +32,7 @@ const EXIT_DIFFERS: u8 = 3;
 #[derive(Args, Clone, Debug)]
 #[command(
     long_about = "Makes the topics that are missing: one a domain and one for dead letters, kept for ever, with the \
-                  broker's time. Reports where existing ones differ; alters nothing.",
+                  broker's time; and a compacted one for tenants' settings. Reports where existing ones differ; alters nothing.",
     after_help = "Examples:\n  tidelog topics --partitions 12\n  tidelog topics --check --output json\n\nExit codes:\n  \
                   0  every topic is as it should be\n  \
                   1  failed, for example because Kafka is away\n  \
@@ -136,29 +137,23 @@ pub(crate) async fn ensure(
     let cluster = Cluster::new(kafka, "topics")?;
     let metadata = cluster.metadata().await?;
     let copies = copies(settings, metadata.brokers)?;
-    let mut wanted: Vec<String> = registry.topics().into_iter().map(str::to_owned).collect();
-    wanted.push(DEAD_LETTER_TOPIC.to_owned());
-    let wanted: Vec<String> = wanted
-        .iter()
-        .map(|topic| topic_name(&kafka.topic_prefix, topic))
-        .collect();
-    let (existing, missing): (Vec<_>, Vec<_>) = wanted
+    let (existing, missing): (Vec<_>, Vec<_>) = wanted(registry, kafka, settings.partitions)
         .into_iter()
-        .partition(|topic| metadata.topics.contains_key(topic));
+        .partition(|topic| metadata.topics.contains_key(&topic.name));
 
     let admin: AdminClient<DefaultClientContext> = client_config(kafka, "topics")
         .create()
         .context("cannot make a Kafka client")?;
     let mut report = Report::default();
     if create {
-        make(&admin, &missing, settings.partitions, copies).await?;
-        wait_until_led(&cluster, &missing, settings.partitions).await?;
-        report.created = missing;
+        make(&admin, &missing, copies).await?;
+        wait_until_led(&cluster, &missing).await?;
+        report.created = names(missing);
     } else {
-        report.missing = missing;
+        report.missing = names(missing);
     }
-    report.differences = differences(&admin, &metadata, &existing, settings.partitions, copies).await?;
-    report.unchanged = existing
+    report.differences = differences(&admin, &metadata, &existing, copies).await?;
+    report.unchanged = names(existing)
         .into_iter()
         .filter(|topic| {
             !report
@@ -168,6 +163,31 @@ pub(crate) async fn ensure(
         })
         .collect();
     Ok(report)
+}
+
+/// A topic as it should be.
+struct Wanted {
+    name: String,
+    partitions: i32,
+    cleanup: &'static str,
+}
+
+/// One a domain and one for dead letters, in which nothing expires; and one for settings, of which the last of each
+/// tenant is kept. Those are few, and one partition has one order.
+fn wanted(registry: &Registry, kafka: &KafkaSettings, partitions: i32) -> Vec<Wanted> {
+    let log = registry.topics().into_iter().chain([DEAD_LETTER_TOPIC]);
+    let log = log.map(|topic| (topic, partitions, "delete"));
+    log.chain([(SETTINGS_TOPIC, 1, "compact")])
+        .map(|(topic, partitions, cleanup)| Wanted {
+            name: topic_name(&kafka.topic_prefix, topic),
+            partitions,
+            cleanup,
+        })
+        .collect()
+}
+
+fn names(topics: Vec<Wanted>) -> Vec<String> {
+    topics.into_iter().map(|topic| topic.name).collect()
 }
 
 /// Three copies, of which two must have a record before it counts, survive the loss of a broker without a pause.
@@ -182,28 +202,22 @@ fn copies(settings: &TopicSettings, brokers: usize) -> Result<i32> {
     Ok(copies)
 }
 
-/// The configuration of every topic. The log is the truth: nothing expires, nothing is compacted, and the time is
-/// the log's own.
-fn configuration(copies: i32) -> [(&'static str, &'static str); 4] {
+/// The configuration of a topic. The log is the truth: nothing expires, and the time is the log's own.
+fn configuration(topic: &Wanted, copies: i32) -> [(&'static str, &'static str); 4] {
     [
         ("message.timestamp.type", "LogAppendTime"),
         ("retention.ms", "-1"),
-        ("cleanup.policy", "delete"),
+        ("cleanup.policy", topic.cleanup),
         ("min.insync.replicas", if copies >= 3 { "2" } else { "1" }),
     ]
 }
 
-async fn make(
-    admin: &AdminClient<DefaultClientContext>,
-    topics: &[String],
-    partitions: i32,
-    copies: i32,
-) -> Result<()> {
+async fn make(admin: &AdminClient<DefaultClientContext>, topics: &[Wanted], copies: i32) -> Result<()> {
     let new: Vec<NewTopic<'_>> = topics
         .iter()
         .map(|topic| {
-            configuration(copies).iter().fold(
-                NewTopic::new(topic, partitions, TopicReplication::Fixed(copies)),
+            configuration(topic, copies).iter().fold(
+                NewTopic::new(&topic.name, topic.partitions, TopicReplication::Fixed(copies)),
                 |new, (name, value)| new.set(name, value),
             )
         })
@@ -230,23 +244,24 @@ async fn make(
 }
 
 /// A topic that was just made is not known to every broker at once.
-async fn wait_until_led(cluster: &Cluster, topics: &[String], partitions: i32) -> Result<()> {
+async fn wait_until_led(cluster: &Cluster, topics: &[Wanted]) -> Result<()> {
     if topics.is_empty() {
         return Ok(());
     }
     let deadline = Instant::now() + TIMEOUT;
     loop {
         let metadata = cluster.metadata().await?;
-        let usable = |topic: &&String| {
-            let found = metadata.topics.get(*topic);
+        let usable = |topic: &&Wanted| {
+            let found = metadata.topics.get(&topic.name);
             found.is_some_and(|found| {
-                found.led && found.replicas.len() >= usize::try_from(partitions).unwrap_or(0)
+                found.led && found.replicas.len() >= usize::try_from(topic.partitions).unwrap_or(0)
             })
         };
         match topics.iter().find(|topic| !usable(topic)) {
             None => return Ok(()),
             Some(topic) if Instant::now() > deadline => bail!(
-                "the topic {topic} was made, but not all of its partitions have a leader after {} s: are all brokers up?",
+                "the topic {} was made, but not all of its partitions have a leader after {} s: are all brokers up?",
+                topic.name,
                 TIMEOUT.as_secs()
             ),
             Some(_) => tokio::time::sleep(Duration::from_millis(50)).await,
@@ -257,8 +272,7 @@ async fn wait_until_led(cluster: &Cluster, topics: &[String], partitions: i32) -
 async fn differences(
     admin: &AdminClient<DefaultClientContext>,
     metadata: &Metadata,
-    topics: &[String],
-    partitions: i32,
+    topics: &[Wanted],
     copies: i32,
 ) -> Result<Vec<Difference>> {
     if topics.is_empty() {
@@ -266,7 +280,7 @@ async fn differences(
     }
     let resources: Vec<ResourceSpecifier<'_>> = topics
         .iter()
-        .map(|topic| ResourceSpecifier::Topic(topic))
+        .map(|topic| ResourceSpecifier::Topic(&topic.name))
         .collect();
     let described = admin
         .describe_configs(&resources, &options())
@@ -274,31 +288,36 @@ async fn differences(
         .context("cannot read the topics' configuration")?;
     let mut differences = Vec::new();
     for (topic, described) in topics.iter().zip(described) {
+        let name = &topic.name;
         let described = described
-            .map_err(|code| anyhow::anyhow!("cannot read the configuration of the topic {topic}: {code}"))?;
+            .map_err(|code| anyhow::anyhow!("cannot read the configuration of the topic {name}: {code}"))?;
         let found: BTreeMap<&str, String> = described
             .entries
             .iter()
             .map(|entry| (entry.name.as_str(), entry.value.clone().unwrap_or_default()))
             .collect();
-        let shape = &metadata.topics[topic].replicas;
+        let shape = &metadata.topics[name].replicas;
         let least = shape.values().min().copied().unwrap_or(0);
         let mut compare = |property: &str, found: String, expected: String| {
             if found != expected {
                 differences.push(Difference {
-                    topic: topic.clone(),
+                    topic: name.clone(),
                     property: property.to_owned(),
                     found,
                     expected,
                 });
             }
         };
-        compare("partitions", shape.len().to_string(), partitions.to_string());
+        compare(
+            "partitions",
+            shape.len().to_string(),
+            topic.partitions.to_string(),
+        );
         compare("replication_factor", least.to_string(), copies.to_string());
-        for (name, expected) in configuration(copies) {
+        for (property, expected) in configuration(topic, copies) {
             compare(
-                name,
-                found.get(name).cloned().unwrap_or_default(),
+                property,
+                found.get(property).cloned().unwrap_or_default(),
                 expected.to_owned(),
             );
         }

@@ -33,12 +33,14 @@ pub enum BatchError {
     #[error("{0}")]
     Member(String),
     /// Too many entries.
-    #[error("{field} has {count} items; at most {MAX_ENTRIES} are taken: split the batch")]
+    #[error("{field} has {count} items; at most {limit} are taken: split the batch")]
     TooMany {
         /// The list's name.
         field: &'static str,
         /// How many there are.
         count: usize,
+        /// The most: [`MAX_ENTRIES`], or what the tenant has set.
+        limit: usize,
     },
 }
 
@@ -217,7 +219,11 @@ fn list<'a>(list: List<'a>, field: &'static str) -> Result<Vec<Entry<'a>>, Batch
             0 => Err(BatchError::Member(format!(
                 "{field} is empty: a batch has 1 to {MAX_ENTRIES} items"
             ))),
-            count if count > MAX_ENTRIES => Err(BatchError::TooMany { field, count }),
+            count if count > MAX_ENTRIES => Err(BatchError::TooMany {
+                field,
+                count,
+                limit: MAX_ENTRIES,
+            }),
             _ => Ok(items.into_iter().map(Entry::of).collect()),
         },
     }

@@ -122,6 +122,8 @@ pub struct Posting<'a> {
     pub device_now: DateTime<Utc>,
     /// What stands for the time of an item that names none.
     pub default_time: DateTime<Utc>,
+    /// The most bytes of an item: [`MAX_ITEM_BYTES`], or what the tenant has set.
+    pub item_bytes: usize,
 }
 
 /// Judges an item of a batch to one domain.
@@ -143,12 +145,12 @@ fn judge_members<'a>(
     members: &Members<'a>,
     posting: &Posting<'_>,
 ) -> Result<Item<'a>, ItemError> {
-    if raw.len() > MAX_ITEM_BYTES {
+    if raw.len() > posting.item_bytes {
         let largest = members
             .iter()
             .max_by_key(|(_, value)| value.len())
             .map(|(name, _)| name.to_owned());
-        return Err(ItemError::too_large(largest, raw.len(), MAX_ITEM_BYTES));
+        return Err(ItemError::too_large(largest, raw.len(), posting.item_bytes));
     }
     for (name, value) in members.iter() {
         check_storable(name, value)?;
@@ -435,6 +437,7 @@ mod tests {
             device: &device,
             device_now: now,
             default_time: now,
+            item_bytes: MAX_ITEM_BYTES,
         };
         let raw: Box<RawValue> = serde_json::from_str(text).expect("JSON");
         let domain = registry.by_name(domain).expect("domain");

@@ -46,9 +46,11 @@ fn is_json(content_type: Option<&str>) -> Result<(), Problem> {
         ));
     };
     let mut parts = content_type.split(';').map(str::trim);
+    // A merge patch (RFC 7396) is JSON, and its own type says so.
+    let json = ["application/json", "application/merge-patch+json"];
     if !parts
         .next()
-        .is_some_and(|kind| kind.eq_ignore_ascii_case("application/json"))
+        .is_some_and(|kind| json.iter().any(|json| kind.eq_ignore_ascii_case(json)))
     {
         return Err(Problem::unsupported_media_type(
             "the body's content type is not application/json",

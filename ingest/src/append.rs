@@ -4,6 +4,7 @@
 use crate::error::IngestError;
 use crate::judge::Accepted;
 use crate::producer::Sending;
+use crate::terms::Terms;
 use tidelog_events::envelope::Stamp;
 use tidelog_events::topic_name;
 
@@ -12,6 +13,7 @@ pub(crate) fn hand_over(
     sending: &Sending<'_>,
     stamp: &Stamp,
     topic_prefix: &str,
+    terms: &Terms,
     items: &[Accepted<'_>],
 ) -> Result<(), IngestError> {
     // Nearly always one topic a batch: its name is made once.
@@ -33,7 +35,7 @@ pub(crate) fn hand_over(
             *index,
             *time,
             item.base,
-            domain.policy,
+            terms.settings.policy(domain),
         );
         let headers = headers.iter().map(|(name, value)| (*name, value.as_ref()));
         sending.send(&topic.1, &item.key, item.raw, headers)?;

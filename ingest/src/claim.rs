@@ -110,9 +110,10 @@ impl Ledger {
             key,
             fingerprint,
             batch,
+            key_ttl,
         } = identity;
         let owner = Uuid::new_v4();
-        let (lease, ttl) = (self.lease.as_secs_f64(), self.key_ttl.as_secs_f64());
+        let (lease, ttl) = (self.lease.as_secs_f64(), key_ttl.as_secs_f64());
         let claimed = self
             .query_opt(
                 CLAIM,

@@ -14,7 +14,7 @@ pub struct IngestConfig {
     pub lease: Duration,
     /// For how long the log may take to acknowledge a batch; the producer's own setting.
     pub delivery_timeout: Duration,
-    /// For how long a key and its answer are kept.
+    /// For how long a key and its answer are kept, where a tenant has set nothing else.
     pub key_ttl: Duration,
     /// How long Postgres may take for one statement before a batch goes on without it. A refused connection is known at
     /// once; this is for one that hangs, and long enough that a busy Postgres is not taken for one that is away.

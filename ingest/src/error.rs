@@ -35,6 +35,9 @@ pub enum IngestError {
     /// The log did not acknowledge all items in time.
     #[error("the log did not acknowledge the batch; send it again, nothing happens twice")]
     Undelivered,
+    /// The gateway has not read yet what tenants have set.
+    #[error("the gateway is starting: it has not read the settings of tenants from the log yet")]
+    SettingsUnread,
     /// A defect of the service.
     #[error("the batch could not be taken")]
     Internal,
@@ -51,9 +54,10 @@ impl IngestError {
             IngestError::OtherDevice => StatusCode::FORBIDDEN,
             IngestError::OtherBody => StatusCode::UNPROCESSABLE_ENTITY,
             IngestError::InFlight { .. } => StatusCode::CONFLICT,
-            IngestError::Overloaded | IngestError::QueueFull | IngestError::Undelivered => {
-                StatusCode::SERVICE_UNAVAILABLE
-            }
+            IngestError::Overloaded
+            | IngestError::QueueFull
+            | IngestError::Undelivered
+            | IngestError::SettingsUnread => StatusCode::SERVICE_UNAVAILABLE,
             IngestError::Internal => StatusCode::INTERNAL_SERVER_ERROR,
         }
     }
@@ -62,7 +66,7 @@ impl IngestError {
     pub fn retry_after(&self) -> Option<u32> {
         match self {
             IngestError::InFlight { retry_after } => Some(*retry_after),
-            IngestError::Overloaded | IngestError::QueueFull => Some(1),
+            IngestError::Overloaded | IngestError::QueueFull | IngestError::SettingsUnread => Some(1),
             IngestError::Undelivered => Some(2),
             _ => None,
         }
@@ -88,9 +92,10 @@ impl From<IngestError> for Problem {
                 detail,
             ),
             IngestError::InFlight { .. } => Problem::in_flight(detail, retry_after),
-            IngestError::Overloaded | IngestError::QueueFull | IngestError::Undelivered => {
-                Problem::unavailable(detail, retry_after)
-            }
+            IngestError::Overloaded
+            | IngestError::QueueFull
+            | IngestError::Undelivered
+            | IngestError::SettingsUnread => Problem::unavailable(detail, retry_after),
             IngestError::Internal => Problem::internal(),
         }
     }
@@ -110,6 +115,7 @@ mod tests {
         let too_many = BatchError::TooMany {
             field: "entries",
             count: 1001,
+            limit: 1000,
         };
         for (error, status, retry) in [
             (malformed.into(), 400, None),

@@ -1,10 +1,12 @@
 //! A body as a batch of one device of one user: whose it is, what it is known by. Judges no item and touches no store.
 
 use crate::error::IngestError;
+use crate::terms::Terms;
 use bytes::Bytes;
 use chrono::{DateTime, Utc};
 use std::sync::Arc;
-use tidelog_events::batch::{Batch, BatchId, Fingerprint};
+use std::time::Duration;
+use tidelog_events::batch::{Batch, BatchError, BatchId, Fingerprint};
 use tidelog_events::domain::Domain;
 use tidelog_events::ids::{DeviceId, TenantId, UserId};
 use tidelog_events::item::Entry;
@@ -34,6 +36,8 @@ pub(crate) struct Identity {
     pub(crate) key: String,
     pub(crate) fingerprint: Fingerprint,
     pub(crate) batch: BatchId,
+    /// For how long the key is kept.
+    pub(crate) key_ttl: Duration,
 }
 
 /// A batch whose items are not looked at yet.
@@ -41,21 +45,27 @@ pub(crate) struct Identity {
 pub(crate) struct Incoming<'a> {
     pub(crate) identity: Identity,
     pub(crate) sent_at: Option<DateTime<Utc>>,
+    /// What kind of device posts, where the body says so.
+    pub(crate) device_type: Option<String>,
     pub(crate) entries: Vec<Entry<'a>>,
 }
 
 impl<'a> Incoming<'a> {
-    /// Reads a post. The batch's `device_type` is checked and goes no further: events name it only where a tenant
-    /// has device priority on.
-    pub(crate) fn of(post: &'a Post) -> Result<Incoming<'a>, IngestError> {
+    /// Reads a post.
+    pub(crate) fn of(post: &'a Post, terms: &Terms) -> Result<Incoming<'a>, IngestError> {
         // The route's body filter has checked this once; it costs little beside the parsing.
         let body = std::str::from_utf8(&post.body).map_err(|_| IngestError::Internal)?;
         let Batch {
             client_id,
             sent_at,
             entries,
-            device_type: _,
+            device_type,
         } = Batch::parse(body)?;
+        let (count, limit) = (entries.len(), terms.settings.batch_items());
+        if count > limit {
+            let field = "entries";
+            return Err(BatchError::TooMany { field, count, limit }.into());
+        }
         let caller = &post.caller;
         let device = device(client_id, caller.device.as_ref())?;
         let operation = format!("POST /api/v1/{}/sync", post.domain.name);
@@ -71,10 +81,12 @@ impl<'a> Incoming<'a> {
             device,
             key,
             fingerprint,
+            key_ttl: terms.key_ttl,
         };
         Ok(Incoming {
             identity,
             sent_at,
+            device_type,
             entries,
         })
     }
@@ -109,12 +121,20 @@ mod tests {
         }
     }
 
+    fn terms() -> Terms {
+        Terms {
+            settings: Default::default(),
+            key_ttl: Duration::from_secs(3600),
+        }
+    }
+
     #[test]
     fn the_device_is_the_bodys_or_the_tokens_and_both_agree() {
         let named = r#"{"client_id":"phone-1","entries":[{}]}"#;
         let nameless = r#"{"entries":[{}]}"#;
         let device = |token, body| {
-            Incoming::of(&post(token, None, body)).map(|incoming| incoming.identity.device.to_string())
+            Incoming::of(&post(token, None, body), &terms())
+                .map(|incoming| incoming.identity.device.to_string())
         };
         assert_eq!(device(None, named), Ok("phone-1".into()));
         assert_eq!(device(Some("phone-1"), named), Ok("phone-1".into()));
@@ -126,7 +146,7 @@ mod tests {
     #[test]
     fn a_retry_is_the_same_batch_and_another_key_is_another() {
         let id = |key, body| {
-            Incoming::of(&post(Some("phone-1"), key, body))
+            Incoming::of(&post(Some("phone-1"), key, body), &terms())
                 .expect("a batch")
                 .identity
         };

@@ -2,6 +2,7 @@
 //! known where the batch says when it was sent. Pure; must not know where items go.
 
 use crate::incoming::Incoming;
+use crate::terms::Terms;
 use chrono::{DateTime, Utc};
 use tidelog_events::answer::RefusedItem;
 use tidelog_events::domain::Domain;
@@ -30,7 +31,12 @@ pub(crate) struct Judged<'a> {
 }
 
 /// Judges every item of a batch to one domain.
-pub(crate) fn judge<'a>(domain: &'a Domain, incoming: &Incoming<'a>, clock: &Clock) -> Judged<'a> {
+pub(crate) fn judge<'a>(
+    domain: &'a Domain,
+    incoming: &Incoming<'a>,
+    clock: &Clock,
+    terms: &Terms,
+) -> Judged<'a> {
     let identity = &incoming.identity;
     let posting = Posting {
         tenant: &identity.tenant,
@@ -38,6 +44,7 @@ pub(crate) fn judge<'a>(domain: &'a Domain, incoming: &Incoming<'a>, clock: &Clo
         device: &identity.device,
         device_now: clock.device_now(),
         default_time: clock.device_now(),
+        item_bytes: terms.settings.item_bytes(),
     };
     let mut judged = Judged::default();
     judged.accepted.reserve_exact(incoming.entries.len());

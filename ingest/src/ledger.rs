@@ -21,8 +21,6 @@ pub(crate) struct Ledger {
     patience: Duration,
     /// For how long a claim holds.
     pub(crate) lease: Duration,
-    /// For how long a key is kept.
-    pub(crate) key_ttl: Duration,
     /// Records that wait for Postgres.
     pub(crate) backlog: Backlog,
 }
@@ -43,7 +41,6 @@ impl Ledger {
             breaker: Breaker::new(COOLDOWN),
             patience: config.claim_timeout,
             lease: config.lease,
-            key_ttl: config.key_ttl,
             backlog: Backlog::new(config.backlog_bytes),
         }
     }

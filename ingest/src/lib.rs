@@ -5,11 +5,14 @@
 //! - [`mod@routes`]: HTTP in and out, and nothing else
 //! - [`service`]: the order of steps, and which of them outlive the phone that asked
 //! - `incoming`: the body as a batch of a device, its fingerprint and its id
+//! - `terms`: what its tenant has set
 //! - `claim`: who may append under a key, in one statement
 //! - `judge`: items taken and refused, and the time of each, corrected for the device's clock
 //! - `append`: items as events, to the [`producer`], whose reports one `delivery` a batch counts
 //! - `record`: what the gateway keeps of a batch; `backlog` keeps it while Postgres is away
 //! - `answer`: waits for the projection, composes the final answer, stores its bytes
+//!
+//! [`settings`] are what tenants have set for themselves, followed and changed in a topic of their own.
 //!
 //! `ledger` is Postgres as claims and records see it, with a deadline and a `breaker`, so that an outage costs little.
 //! [`error`] is why a batch is not taken. Must not know how a fold decides or how rows and feeds look: it meets them
@@ -30,6 +33,8 @@ pub mod producer;
 mod record;
 pub mod routes;
 pub mod service;
+pub mod settings;
+mod terms;
 
 pub use config::IngestConfig;
 pub use error::IngestError;

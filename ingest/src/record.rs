@@ -97,6 +97,7 @@ impl Ledger {
             key,
             fingerprint,
             batch,
+            key_ttl,
         } = &record.identity;
         let places: Vec<Place> = record
             .appended
@@ -123,7 +124,7 @@ impl Ledger {
                     &record.receipt,
                     &answer.map(|answer| answer.status as i16),
                     &answer.map(|answer| answer.body.as_str()),
-                    &self.key_ttl.as_secs_f64(),
+                    &key_ttl.as_secs_f64(),
                 ],
             )
             .await?;

@@ -2,6 +2,7 @@
 //! happens between the two.
 
 use crate::service::{Ingest, Post, Reply};
+use crate::settings::Changer;
 use bytes::Bytes;
 use http::header::{CONTENT_TYPE, LOCATION};
 use http::{HeaderMap, HeaderValue, StatusCode};
@@ -25,8 +26,16 @@ pub const MAX_BODY: usize = 10 << 20;
 const IDLE: Duration = Duration::from_secs(30);
 
 /// The write side's routes. An unknown domain is 404, before token and body are looked at.
-pub fn routes<F: FindOutcomes>(ingest: Arc<Ingest<F>>, auth: Auth) -> BoxedFilter<(Response,)> {
-    sync(ingest, auth).boxed()
+pub fn routes<F: FindOutcomes>(
+    ingest: Arc<Ingest<F>>,
+    settings: Arc<Changer>,
+    auth: Auth,
+) -> BoxedFilter<(Response,)> {
+    // A path of settings looks like that of a domain with this name, which no domain may have.
+    crate::settings::routes::routes(settings, auth.clone())
+        .or(sync(ingest, auth))
+        .unify()
+        .boxed()
 }
 
 fn sync<F: FindOutcomes>(

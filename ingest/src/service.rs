@@ -12,6 +12,7 @@ use crate::judge::{Clock, judge};
 use crate::ledger::Ledger;
 use crate::producer::{Producer, Sending};
 use crate::record::Record;
+use crate::terms::Terms;
 use chrono::{DateTime, SubsecRound, Utc};
 use deadpool_postgres::Pool;
 use std::sync::Arc;
@@ -22,6 +23,7 @@ use tidelog_events::envelope::Stamp;
 use tidelog_events::outcome::FindOutcomes;
 use tidelog_events::position::{Appended, Positions};
 use tidelog_events::receipt::Receipt;
+use tidelog_events::settings::Settings;
 use tokio::runtime::{Handle, RuntimeFlavor};
 use tokio::sync::{OwnedSemaphorePermit, Semaphore, watch};
 use tokio::time::Instant;
@@ -48,6 +50,8 @@ pub struct IngestParts<F> {
     pub positions: watch::Receiver<Arc<Positions>>,
     /// What became of items.
     pub outcomes: F,
+    /// What tenants have set, from [`follow`](crate::settings::follow()).
+    pub settings: watch::Receiver<Arc<Settings>>,
     /// Settings.
     pub config: IngestConfig,
 }
@@ -59,6 +63,8 @@ pub struct Ingest<F> {
     ledger: Arc<Ledger>,
     answers: Answers<F>,
     topic_prefix: String,
+    settings: watch::Receiver<Arc<Settings>>,
+    key_ttl: Duration,
     /// In units of [`LEAST_WEIGHT`].
     room: Arc<Semaphore>,
     room_total: u32,
@@ -91,6 +97,7 @@ impl<F: FindOutcomes> Ingest<F> {
             producer,
             positions,
             outcomes,
+            settings,
             config,
         } = parts;
         let ledger = Arc::new(Ledger::new(pool, &config));
@@ -108,6 +115,8 @@ impl<F: FindOutcomes> Ingest<F> {
             },
             ledger,
             topic_prefix: config.topic_prefix,
+            settings,
+            key_ttl: config.key_ttl,
             room: Arc::new(Semaphore::new(room_total as usize)),
             room_total,
         })
@@ -180,7 +189,8 @@ impl<F: FindOutcomes> Ingest<F> {
 
     /// Claim, append, record.
     async fn take(&self, post: &Post, arrival: DateTime<Utc>) -> Result<Outcome, IngestError> {
-        let incoming = heavy(post.body.len(), || Incoming::of(post))?;
+        let terms = Terms::of(&self.settings.borrow().clone(), &post.caller.tenant, self.key_ttl)?;
+        let incoming = heavy(post.body.len(), || Incoming::of(post, &terms))?;
         let claim = match self.ledger.claim(&incoming.identity).await {
             Claiming::Claimed(claim) => Some(claim),
             Claiming::Unavailable => None,
@@ -195,7 +205,7 @@ impl<F: FindOutcomes> Ingest<F> {
             arrival,
             sent_at: incoming.sent_at,
         };
-        let appending = self.append(post, &incoming, &clock);
+        let appending = self.append(post, &incoming, &clock, &terms);
         let logged = match &claim {
             Some(claim) => claim.hold(appending).await,
             None => appending.await,
@@ -217,8 +227,9 @@ impl<F: FindOutcomes> Ingest<F> {
         post: &Post,
         incoming: &Incoming<'_>,
         clock: &Clock,
+        terms: &Terms,
     ) -> Result<Logged, IngestError> {
-        let handed_over = heavy(post.body.len(), || self.hand_over(post, incoming, clock));
+        let handed_over = heavy(post.body.len(), || self.hand_over(post, incoming, clock, terms));
         let (refused, sending) = handed_over?;
         let appended = match sending {
             Some(sending) => sending.delivered().await?,
@@ -239,22 +250,24 @@ impl<F: FindOutcomes> Ingest<F> {
         post: &Post,
         incoming: &Incoming<'_>,
         clock: &Clock,
+        terms: &Terms,
     ) -> Result<(Vec<RefusedItem>, Option<Sending<'_>>), IngestError> {
-        let judged = judge(&post.domain, incoming, clock);
+        let judged = judge(&post.domain, incoming, clock, terms);
         if judged.accepted.is_empty() {
             return Ok((judged.refused, None));
         }
         let identity = &incoming.identity;
+        let device_type = terms.settings.device_type(incoming.device_type.as_deref());
         let stamp = Stamp::new(
             identity.tenant.clone(),
             identity.user.clone(),
             identity.device.clone(),
             post.caller.role,
-            None,
+            device_type.map(|of| of.to_string()),
             identity.batch,
         );
         let sending = self.producer.begin()?;
-        append::hand_over(&sending, &stamp, &self.topic_prefix, &judged.accepted)?;
+        append::hand_over(&sending, &stamp, &self.topic_prefix, terms, &judged.accepted)?;
         Ok((judged.refused, Some(sending)))
     }
 

@@ -49,7 +49,11 @@ fn topics_are_made_once_and_never_altered() {
     assert_eq!(first.code, 3, "it differs: {first:?}");
     let report: serde_json::Value = serde_json::from_str(&first.stdout).expect("JSON");
     let created = report["created"].as_array().expect("a list");
-    assert_eq!(created.len(), 9, "eight domains' and the dead letters': {report}");
+    assert_eq!(
+        created.len(),
+        10,
+        "eight domains', the dead letters' and the settings': {report}"
+    );
     let difference = |report: &serde_json::Value, property: &str| {
         let list = report["differences"].as_array().expect("a list").clone();
         list.into_iter()

@@ -12,4 +12,5 @@ mod idempotency;
 mod nine_domains;
 mod own_domain;
 mod reading;
+mod settings;
 mod visibility;

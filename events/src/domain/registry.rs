@@ -31,7 +31,7 @@ const SHIPPED: [(&str, &str); 10] = [
 ];
 
 /// First parts of paths that are the service's own.
-const OWN_PATHS: [&str; 2] = ["sync", "conflicts"];
+const OWN_PATHS: [&str; 3] = ["sync", "conflicts", "settings"];
 
 /// Tables that are the service's own.
 const OWN_TABLES: [&str; 9] = [

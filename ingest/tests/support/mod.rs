@@ -19,8 +19,10 @@ use tidelog_events::domain::Registry;
 use tidelog_events::ids::{DeviceId, Role, TenantId, UserId};
 use tidelog_events::outcome::{Change, FindOutcomes, ItemOutcome, Outcome, OutcomesUnavailable};
 use tidelog_events::position::{Positions, TopicPartition};
+use tidelog_events::settings::Settings;
 use tidelog_http::auth::{Auth, Claims, mint};
 use tidelog_http::problem::recover;
+use tidelog_ingest::settings::Changer;
 use tidelog_ingest::{Ingest, IngestConfig, IngestParts, Producer, ProducerConfig, routes};
 use tokio::sync::watch;
 use tokio_postgres::NoTls;
@@ -124,6 +126,7 @@ pub(crate) async fn fixture_of(
         producer: producer.clone(),
         positions: watched,
         outcomes: told.clone(),
+        settings: nothing_set(),
         config,
     });
     Fixture {
@@ -134,6 +137,13 @@ pub(crate) async fn fixture_of(
         db,
         prefix,
     }
+}
+
+/// As if no tenant had set anything.
+fn nothing_set() -> watch::Receiver<Arc<Settings>> {
+    let mut settings = Settings::unread();
+    settings.complete = true;
+    watch::channel(Arc::new(settings)).1
 }
 
 async fn schema(database: &tokio_postgres::Config, name: &str) -> tokio_postgres::Client {
@@ -202,7 +212,14 @@ impl Fixture {
     }
 
     pub(crate) async fn post_to(&self, path: &str, body: &str, headers: &[(&str, &str)]) -> Response<Bytes> {
-        let filter = routes(self.ingest.clone(), Auth::new(SECRET).expect("a secret")).recover(recover);
+        let changer = Arc::new(Changer::new(
+            Arc::new(Registry::shipped()),
+            self.producer.clone(),
+            nothing_set(),
+            &self.prefix,
+        ));
+        let filter =
+            routes(self.ingest.clone(), changer, Auth::new(SECRET).expect("a secret")).recover(recover);
         let mut request = warp::test::request()
             .method("POST")
             .path(path)

@@ -169,6 +169,18 @@ fn outcome_entry(item: &ItemOutcome) -> Value {
             entry["conflict_id"] = conflict_id.to_string().into();
             "conflict"
         }
+        Outcome::Resolved {
+            conflict_id,
+            strategy,
+            winner,
+            version,
+        } => {
+            entry["server_version"] = (*version).into();
+            entry["resolution"] = strategy.as_str().into();
+            entry["winner"] = winner.as_str().into();
+            entry["conflict_id"] = conflict_id.to_string().into();
+            "resolved"
+        }
         // A duplicate of a duplicate is stored with the first outcome itself, and a refusal is no entry here.
         Outcome::Duplicate { .. } | Outcome::Refused { .. } => "error",
     };

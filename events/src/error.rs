@@ -17,6 +17,12 @@ pub enum ErrorCode {
     UnsupportedVersion,
     /// The item is larger than an item may be.
     TooLarge,
+    /// A resolution of a conflict that the record does not have.
+    NoConflict,
+    /// A resolution of a conflict that was decided before.
+    AlreadyResolved,
+    /// A resolution that was decided upon an older version of the record.
+    RecordMoved,
 }
 
 impl ErrorCode {
@@ -28,6 +34,9 @@ impl ErrorCode {
             ErrorCode::Forbidden => "FORBIDDEN",
             ErrorCode::UnsupportedVersion => "UNSUPPORTED_VERSION",
             ErrorCode::TooLarge => "TOO_LARGE",
+            ErrorCode::NoConflict => "NO_CONFLICT",
+            ErrorCode::AlreadyResolved => "ALREADY_RESOLVED",
+            ErrorCode::RecordMoved => "RECORD_MOVED",
         }
     }
 }
@@ -78,6 +87,19 @@ impl ItemError {
             error_message: format!("the item has {size} bytes; at most {limit} are taken"),
             field,
             rule: Some("max_size".into()),
+            from: None,
+            to: None,
+            allowed: None,
+        }
+    }
+
+    /// A resolution that cannot be.
+    pub fn resolution(code: ErrorCode, message: impl Into<String>) -> ItemError {
+        ItemError {
+            error_code: code,
+            error_message: message.into(),
+            field: None,
+            rule: None,
             from: None,
             to: None,
             allowed: None,

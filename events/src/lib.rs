@@ -6,6 +6,7 @@
 //! - [`envelope`]: the event on a topic
 //! - [`position`], [`receipt`], [`token`]: places in the log, and what clients keep of them
 //! - [`outcome`], [`answer`]: what became of an item, and how it is told
+//! - [`resolution`]: how a person decided a conflict
 //! - [`settings`]: what a tenant has set for itself
 //! - [`ids`], [`json`]: names of who, and JSON that Postgres holds
 
@@ -20,6 +21,7 @@ pub mod json;
 pub mod outcome;
 pub mod position;
 pub mod receipt;
+pub mod resolution;
 pub mod settings;
 pub mod token;
 

@@ -3,6 +3,7 @@
 
 use crate::domain::Policy;
 use crate::error::ItemError;
+use crate::resolution::Strategy;
 use chrono::{DateTime, Utc};
 use serde::{Deserialize, Serialize};
 use uuid::Uuid;
@@ -78,6 +79,17 @@ pub enum Outcome {
     Duplicate {
         /// What became of it then.
         first: Box<Outcome>,
+    },
+    /// It decided a conflict that waited for a person.
+    Resolved {
+        /// Which.
+        conflict_id: Uuid,
+        /// How.
+        strategy: Strategy,
+        /// Whose state stands.
+        winner: Winner,
+        /// The record's version afterwards.
+        version: i64,
     },
     /// Not taken.
     Refused {

@@ -74,11 +74,28 @@ struct Conflict<'a> {
     occurred_at: String,
     client_timestamp: String,
     server_timestamp: String,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    resolved: Option<Resolved<'a>>,
     // Told of one conflict, and not in a list.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    record_version: Option<i64>,
     #[serde(skip_serializing_if = "Option::is_none")]
     client_doc: Option<&'a RawValue>,
     #[serde(skip_serializing_if = "Option::is_none")]
     server_doc: Option<&'a RawValue>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    kept: Option<&'a RawValue>,
+}
+
+/// What a person decided.
+#[derive(Serialize)]
+struct Resolved<'a> {
+    strategy: &'a str,
+    user: &'a str,
+    device: &'a str,
+    at: String,
+    /// The record's version afterwards.
+    version: i64,
     #[serde(skip_serializing_if = "Option::is_none")]
     kept: Option<&'a RawValue>,
 }
@@ -191,11 +208,16 @@ impl Conflicts<'_> {
         ];
         let rows = self.store.query(&self.statements.one, &values).await?;
         let row = rows.first().ok_or(ABSENT)?;
+        let mut conflict = conflict(row)?;
+        if let Some(resolved) = &mut conflict.resolved {
+            resolved.kept = Some(raw(row, "resolved_kept")?);
+        }
         let conflict = Conflict {
+            record_version: row.try_get("record_version")?,
             client_doc: Some(raw(row, "client_doc")?),
             server_doc: Some(raw(row, "server_doc")?),
             kept: Some(raw(row, "kept")?),
-            ..conflict(row)?
+            ..conflict
         };
         serde_json::to_string(&conflict).map_err(|error| unreadable(&error))
     }
@@ -219,10 +241,26 @@ fn conflict(row: &Row) -> Result<Conflict<'_>, FeedError> {
         occurred_at: instant(row.try_get("occurred_at")?),
         client_timestamp: instant(row.try_get("client_time")?),
         server_timestamp: instant(row.try_get("server_time")?),
+        resolved: resolved(row)?,
+        record_version: None,
         client_doc: None,
         server_doc: None,
         kept: None,
     })
+}
+
+fn resolved(row: &Row) -> Result<Option<Resolved<'_>>, FeedError> {
+    let Some(strategy) = row.try_get("strategy")? else {
+        return Ok(None);
+    };
+    Ok(Some(Resolved {
+        strategy,
+        user: row.try_get("resolved_by")?,
+        device: row.try_get("resolved_device_id")?,
+        at: instant(row.try_get("resolved_at")?),
+        version: row.try_get("resolved_version")?,
+        kept: None,
+    }))
 }
 
 /// JSON as Postgres writes it, passed on as it is.

@@ -10,6 +10,7 @@ use tidelog_events::batch::BatchId;
 use tidelog_events::domain::{Policy, Registry};
 use tidelog_events::ids::TenantId;
 use tidelog_events::outcome::{Change, FindOutcomes, ItemOutcome, Outcome, OutcomesUnavailable, Winner};
+use tidelog_events::resolution::Strategy;
 use tokio_postgres::Row;
 use uuid::Uuid;
 
@@ -99,6 +100,23 @@ fn conflict(row: &Row, conflict_id: Uuid, version: i64) -> Result<Outcome, FeedE
     let index: i32 = row.try_get("batch_index")?;
     let policy = row.try_get::<_, Option<&str>>("policy")?.and_then(Policy::parse);
     let winner = row.try_get::<_, Option<&str>>("winner")?.and_then(winner);
+    if row.try_get("resolves")? {
+        let strategy = row
+            .try_get::<_, Option<&str>>("strategy")?
+            .and_then(Strategy::parse);
+        let (Some(strategy), Some(winner)) = (strategy, winner) else {
+            return Err(unreadable(
+                index,
+                &format_args!("its resolution of {conflict_id} is not kept"),
+            ));
+        };
+        return Ok(Outcome::Resolved {
+            conflict_id,
+            strategy,
+            winner,
+            version,
+        });
+    }
     let (Some(policy), Some(winner)) = (policy, winner) else {
         return Err(unreadable(
             index,

@@ -25,7 +25,7 @@ async fn schema(registry: &Registry) -> (Client, String) {
     let (client, connection) = config.connect(NoTls).await.expect("a connection");
     tokio::spawn(connection);
     let tables: String = registry.iter().map(|domain| create_tables(domain)).collect();
-    let core = include_str!("../../migrations/V1__core.sql");
+    let core = stack::MIGRATIONS.concat();
     client
         .batch_execute(&format!("CREATE SCHEMA {schema};{core};{tables}"))
         .await

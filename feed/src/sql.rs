@@ -322,7 +322,8 @@ pub(crate) fn all_outcomes<'a>(domains: impl Iterator<Item = &'a Statements>) ->
         .collect();
     format!(
         r#"SELECT o.domain, o.subject, o.batch_index, o.user_id, o.operation, o.version, o.logged_at, o.detail,
-       o.conflict_id, k.policy, k.winner, k.result_version, k.client_version
+       o.conflict_id, k.policy, k.winner, k.result_version, k.client_version, k.strategy,
+       coalesce(k.resolved_batch_id = $2, false) AS resolves
   FROM (
 {applied}SELECT domain, subject, batch_index, user_id, NULL, NULL, NULL, logged_at, detail
   FROM outcomes

@@ -129,6 +129,7 @@ mod tests {
                 key: key.into(),
                 fingerprint,
                 batch: BatchId::of(key, &fingerprint),
+                key_ttl: Duration::from_secs(1),
             },
             domain: "helpdesk".into(),
             received_at: chrono::Utc::now(),

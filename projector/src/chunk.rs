@@ -4,13 +4,14 @@
 
 use crate::event::Arrived;
 use crate::fold::{Conflict, Folded, Step, fold, follow_parent};
-use crate::state::{PastChange, Record, RecordKey, State};
+use crate::resolve::Resolved;
+use crate::state::{KeptAttempt, PastChange, Record, RecordKey, Standing, State};
 use chrono::{DateTime, Utc};
 use std::collections::{BTreeSet, HashMap};
 use std::sync::Arc;
 use tidelog_events::domain::{Domain, Registry};
 use tidelog_events::item::Operation;
-use tidelog_events::outcome::{Change, Outcome};
+use tidelog_events::outcome::{Change, Outcome, Winner};
 use uuid::Uuid;
 
 /// The records that a chunk touches.
@@ -73,6 +74,15 @@ pub struct ConflictRow {
     pub conflict: Box<Conflict>,
 }
 
+/// What a resolution makes of its row of `conflicts`.
+#[derive(Debug, Clone)]
+pub struct ResolvedRow {
+    /// The event.
+    pub arrived: Arc<Arrived>,
+    /// What was decided.
+    pub resolved: Box<Resolved>,
+}
+
 /// Everything that a chunk leaves behind.
 #[derive(Debug, Default)]
 pub struct Results {
@@ -84,6 +94,8 @@ pub struct Results {
     pub outcomes: Vec<OutcomeRow>,
     /// Conflicts.
     pub conflicts: Vec<ConflictRow>,
+    /// Resolutions of conflicts, of this chunk or of earlier ones.
+    pub resolved: Vec<ResolvedRow>,
 }
 
 /// Which pasts a chunk needs beside the states, and for each the version after which it is needed.
@@ -91,8 +103,16 @@ pub fn needed_pasts(events: &[Arc<Arrived>], world: &World) -> HashMap<RecordKey
     let mut needed: HashMap<RecordKey, i64> = HashMap::new();
     for arrived in events {
         let key = arrived.record();
-        let state = world.records.get(&key).and_then(|record| record.state.as_ref());
-        if let Some(after) = past_needed_after(state, arrived) {
+        let record = world.records.get(&key);
+        let state = record.and_then(|record| record.state.as_ref());
+        let after = match &arrived.resolution {
+            None => past_needed_after(state, arrived),
+            // What the record became since the attempt's base; an attempt of this chunk asks for that itself.
+            Some(resolution) => record
+                .and_then(|record| record.conflicts.get(&resolution.conflict_id))
+                .map(|kept| kept.base),
+        };
+        if let Some(after) = after {
             let least = needed.entry(key).or_insert(after);
             *least = after.min(*least);
         }
@@ -142,8 +162,29 @@ pub fn fold_chunk(registry: &Registry, world: &mut World, events: &[Arc<Arrived>
             Folded::NotApplied { outcome, conflict } => {
                 not_applied(world, &mut results, arrived, &key, outcome, conflict)
             }
+            Folded::Resolved { step: None, resolved } => {
+                note_resolved(world, &mut results, arrived, &key, &resolved);
+                not_applied(world, &mut results, arrived, &key, resolved.outcome(), None);
+            }
+            Folded::Resolved {
+                step: Some(step),
+                resolved,
+            } => {
+                note_resolved(world, &mut results, arrived, &key, &resolved);
+                let (outcome, conflict_id) = (resolved.outcome(), Some(resolved.conflict_id));
+                applied(world, &mut results, arrived, &key, *step, outcome, conflict_id);
+                move_children(world, &mut results, arrived, &key);
+            }
             Folded::Applied { step, conflict } => {
-                applied(world, &mut results, arrived, &key, *step, conflict);
+                let outcome = match &conflict {
+                    Some(conflict) => conflict.outcome(arrived),
+                    None => Outcome::Applied {
+                        change: step.change,
+                        version: step.state.version,
+                    },
+                };
+                let conflict_id = keep_attempt(world, &mut results, arrived, &key, conflict);
+                applied(world, &mut results, arrived, &key, *step, outcome, conflict_id);
                 if let Some(parent) = parent_key {
                     world.children.entry(parent).or_default().insert(key.clone());
                 }
@@ -168,7 +209,7 @@ fn not_applied(
         repeatable(&outcome).then_some(arrived.content),
         outcome.clone(),
     );
-    keep_attempt(results, arrived, conflict);
+    keep_attempt(world, results, arrived, key, conflict);
     results.outcomes.push(OutcomeRow {
         arrived: arrived.clone(),
         outcome,
@@ -184,15 +225,34 @@ pub fn repeatable(outcome: &Outcome) -> bool {
     )
 }
 
-/// Both sides of a conflict go to the store, whoever won. Answers the conflict's id.
+/// Both sides of a conflict go to the store, whoever won; a resolution further on in the chunk may be about it. Answers
+/// the conflict's id.
 fn keep_attempt(
+    world: &mut World,
     results: &mut Results,
     arrived: &Arc<Arrived>,
+    key: &RecordKey,
     conflict: Option<Box<Conflict>>,
 ) -> Option<Uuid> {
     let conflict = conflict?;
     let (batch, index) = arrived.key();
     let conflict_id = batch.conflict_id(index);
+    let event = &arrived.event;
+    let kept = KeptAttempt {
+        base: event.base,
+        deletes: event.operation == Operation::Delete,
+        patch: conflict.client_doc.clone(),
+        user: event.user.as_str().to_owned(),
+        device: event.device.as_str().to_owned(),
+        device_type: event.device_type.clone(),
+        item_time: arrived.item_time(),
+        standing: match conflict.winner {
+            Winner::None => Standing::Open,
+            _ => Standing::Decided,
+        },
+    };
+    let record = world.records.entry(key.clone()).or_default();
+    record.conflicts.insert(conflict_id, kept);
     results.conflicts.push(ConflictRow {
         conflict_id,
         arrived: arrived.clone(),
@@ -201,21 +261,32 @@ fn keep_attempt(
     Some(conflict_id)
 }
 
+fn note_resolved(
+    world: &mut World,
+    results: &mut Results,
+    arrived: &Arc<Arrived>,
+    key: &RecordKey,
+    resolved: &Resolved,
+) {
+    let record = world.records.entry(key.clone()).or_default();
+    if let Some(kept) = record.conflicts.get_mut(&resolved.conflict_id) {
+        kept.standing = Standing::Resolved(arrived.key());
+    }
+    results.resolved.push(ResolvedRow {
+        arrived: arrived.clone(),
+        resolved: Box::new(resolved.clone()),
+    });
+}
+
 fn applied(
     world: &mut World,
     results: &mut Results,
     arrived: &Arc<Arrived>,
     key: &RecordKey,
     step: Step,
-    conflict: Option<Box<Conflict>>,
+    outcome: Outcome,
+    conflict_id: Option<Uuid>,
 ) {
-    let outcome = match &conflict {
-        Some(conflict) => conflict.outcome(arrived),
-        None => Outcome::Applied {
-            change: step.change,
-            version: step.state.version,
-        },
-    };
     let record = world.records.entry(key.clone()).or_default();
     record.past.note(arrived.key(), Some(arrived.content), outcome);
     if arrived.domain.is_entity() {
@@ -224,7 +295,6 @@ fn applied(
     }
     record.state = Some(step.state.clone());
     results.changed.insert(key.clone());
-    let conflict_id = keep_attempt(results, arrived, conflict);
     results.feed.push(FeedRow {
         record: key.clone(),
         operation: operation_name(step.change),

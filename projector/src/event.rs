@@ -11,6 +11,7 @@ use tidelog_events::envelope::{EnvelopeError, Event};
 use tidelog_events::item::Operation;
 use tidelog_events::json::{hash_content, hash_simple_content};
 use tidelog_events::position::Place;
+use tidelog_events::resolution::Resolution;
 use uuid::Uuid;
 
 /// An event with its value, its place and the log's time.
@@ -26,6 +27,8 @@ pub struct Arrived {
     pub content: Uuid,
     /// The parent that the item names, for domains that have one.
     pub parent: Option<Uuid>,
+    /// What it decides, where it is the resolution of a conflict.
+    pub resolution: Option<Resolution>,
     /// Where it lies.
     pub place: Place,
     /// The log's time, never lower than that of the record before it in the partition.
@@ -52,6 +55,9 @@ pub enum Unreadable {
         /// The operation.
         operation: &'static str,
     },
+    /// A resolution that does not say what it decides.
+    #[error("a resolution's {0} is missing or not what it has to be")]
+    Resolution(&'static str),
     /// The identity is not of the domain's kind.
     #[error("the subject or parent is not a UUID: {0:?}")]
     Identity(String),
@@ -79,7 +85,8 @@ impl Arrived {
             Err(error) => return Err(Unreadable::Value(error.to_string())),
         };
         let appends = event.operation == Operation::Append;
-        if appends == domain.is_entity() || event.operation == Operation::Resolve {
+        let resolves = event.operation == Operation::Resolve;
+        if appends == domain.is_entity() || resolves && !domain.is_entity() {
             return Err(Unreadable::Operation {
                 table: event.table,
                 operation: event.operation.as_str(),
@@ -101,6 +108,8 @@ impl Arrived {
                 )
             }
         };
+        let resolution = resolves.then(|| Resolution::read(&item)).transpose();
+        let resolution = resolution.map_err(Unreadable::Resolution)?;
         let content = content_of(&event, value.unwrap_or_default(), &item);
         Ok(Arrived {
             event,
@@ -108,6 +117,7 @@ impl Arrived {
             item,
             content,
             parent,
+            resolution,
             place,
             log_time,
         })

@@ -6,6 +6,7 @@ use crate::document::{Touched, judge, patch_of, touched, write_defaults};
 use crate::event::Arrived;
 use crate::merge::Kept;
 use crate::policy::{Attempt, Side, Verdict, decide, standing};
+use crate::resolve::{Resolved, resolve};
 use crate::state::{Doc, Record, State};
 use serde_json::Value;
 use std::sync::Arc;
@@ -26,6 +27,13 @@ pub enum Folded {
         step: Box<Step>,
         /// The two sides, where the item was behind and its policy let it change the record.
         conflict: Option<Box<Conflict>>,
+    },
+    /// It decided a conflict that waited for a person.
+    Resolved {
+        /// How the record's state changes, where it does.
+        step: Option<Box<Step>>,
+        /// What was decided.
+        resolved: Box<Resolved>,
     },
     /// It does not; the outcome is kept.
     NotApplied {
@@ -85,12 +93,15 @@ impl Conflict {
 }
 
 /// The record that another one hangs on, with its domain's rule of who may see and write it.
-type ParentOf<'a> = Option<(&'a State, &'a Visibility)>;
+pub(crate) type ParentOf<'a> = Option<(&'a State, &'a Visibility)>;
 
 /// Folds one event into its record. `parent` is the record that it hangs on, where the domain has one and it exists.
 pub fn fold(record: &Record, parent: ParentOf<'_>, arrived: &Arrived) -> Folded {
     if record.past.of_event(arrived.key()).is_some() {
         return Folded::Repeat;
+    }
+    if let Some(resolution) = &arrived.resolution {
+        return resolve(record, parent, arrived, resolution);
     }
     if let Some(first) = record.past.of_content(arrived.content) {
         return not_applied(Outcome::Duplicate {
@@ -244,7 +255,13 @@ fn apply(state: Option<&State>, parent: ParentOf<'_>, arrived: &Arrived, doc: Do
     }
 }
 
-fn step(state: Option<&State>, parent: ParentOf<'_>, arrived: &Arrived, doc: Doc, deleted: bool) -> Step {
+pub(crate) fn step(
+    state: Option<&State>,
+    parent: ParentOf<'_>,
+    arrived: &Arrived,
+    doc: Doc,
+    deleted: bool,
+) -> Step {
     let before = state.map_or(0, |state| state.version);
     let event = &arrived.event;
     let same_run =
@@ -344,6 +361,6 @@ fn not_applied(outcome: Outcome) -> Folded {
     }
 }
 
-fn refused(error: ItemError) -> Folded {
+pub(crate) fn refused(error: ItemError) -> Folded {
     not_applied(Outcome::Refused { error })
 }

@@ -2,9 +2,9 @@
 //! and phones are unknown here, and so is every domain's name.
 //!
 //! - [`fold`], [`document`], [`state`], [`event`]: the meaning of an event, pure
-//! - [`policy`], [`merge`]: how a conflict is decided, pure
+//! - [`policy`], [`merge`], [`resolve`]: how a conflict is decided, by its policy or by a person, pure
 //! - [`chunk`]: a stretch of the log folded in memory
-//! - `load`, `write`, `session`, `sheet`: the store
+//! - `load`, `kept`, `write`, `session`, `sheet`: the store
 //! - `lane`, `reading`, `flight`: the worker that carries chunks from the log to the store, one written while the next
 //!   is made ready
 //! - `consumer`, `backlog`, `ownership`: which partitions are whose, and where they stand
@@ -19,6 +19,7 @@ mod error;
 pub mod event;
 mod flight;
 pub mod fold;
+mod kept;
 mod lane;
 mod load;
 pub mod merge;
@@ -26,6 +27,7 @@ mod notify;
 mod ownership;
 pub mod policy;
 mod reading;
+pub mod resolve;
 mod retry;
 mod session;
 mod sheet;

@@ -5,6 +5,7 @@ use crate::ProjectorError;
 use crate::chunk::{World, child_domains, needed_pasts, repeatable};
 use crate::document::Touched;
 use crate::event::Arrived;
+use crate::kept::load_conflicts;
 use crate::session::Session;
 use crate::sheet::get;
 use crate::state::{Doc, Past, PastChange, RecordKey, State};
@@ -17,6 +18,7 @@ use tidelog_events::domain::{Audience, Domain, Policy, Registry};
 use tidelog_events::ids::DeviceType;
 use tidelog_events::outcome::{Change, Outcome, Winner};
 use tidelog_events::position::Place;
+use tidelog_events::resolution::Strategy;
 use tokio_postgres::types::ToSql;
 use tokio_postgres::{Client, Row, Statement};
 use uuid::Uuid;
@@ -67,6 +69,7 @@ pub(crate) async fn load(
         }
     }
     load_children(session, registry, events, &mut world).await?;
+    load_conflicts(session, events, &mut world).await?;
     let needed = needed_pasts(events, &world);
     if !needed.is_empty() {
         load_pasts(session, registry, events, needed, &mut world).await?;
@@ -100,7 +103,7 @@ impl Lookup {
 }
 
 /// What a row's number `n` stands for in the list that was asked about.
-fn numbered<'a, T>(row: &Row, asked: &'a [T]) -> Result<Option<&'a T>, ProjectorError> {
+pub(crate) fn numbered<'a, T>(row: &Row, asked: &'a [T]) -> Result<Option<&'a T>, ProjectorError> {
     let at: i64 = get(row, "n")?;
     Ok(usize::try_from(at).ok().and_then(|at| asked.get(at)))
 }
@@ -161,7 +164,7 @@ fn read_state(row: &Row) -> Result<State, ProjectorError> {
     })
 }
 
-fn read_device_type(row: &Row) -> Result<Option<DeviceType>, ProjectorError> {
+pub(crate) fn read_device_type(row: &Row) -> Result<Option<DeviceType>, ProjectorError> {
     let Some(text) = get::<Option<&str>>(row, "device_type")? else {
         return Ok(None);
     };
@@ -170,7 +173,7 @@ fn read_device_type(row: &Row) -> Result<Option<DeviceType>, ProjectorError> {
         .ok_or_else(|| ProjectorError::Stored(format!("the device type {text:?}")))
 }
 
-fn read_doc(text: &str) -> Result<Doc, ProjectorError> {
+pub(crate) fn read_doc(text: &str) -> Result<Doc, ProjectorError> {
     match serde_json::from_str(text) {
         Ok(Value::Object(doc)) => Ok(doc),
         _ => Err(ProjectorError::Stored("a document is no object".into())),
@@ -365,7 +368,8 @@ fn past_of(domain: &Domain) -> String {
            WHERE p.version > p.after\
          ) SELECT p.n, p.version, p.operation, p.batch_id, p.batch_index, p.item_hash, p.conflict_id, p.fields, \
                   p.before::text AS before, p.user_id, p.device_id, p.device_type, p.item_time, \
-                  x.policy, x.winner, x.result_version, x.client_version \
+                  x.policy, x.winner, x.result_version, x.client_version, \
+                  x.strategy, x.resolved_batch_id \
          FROM past p LEFT JOIN conflicts x ON x.conflict_id = p.conflict_id ORDER BY p.n, p.\"offset\"",
         feed = domain.changes_table(),
     )
@@ -401,6 +405,12 @@ fn read_change(row: &Row, change: Change) -> Result<PastChange, ProjectorError> 
 fn applied_outcome(row: &Row, change: Change) -> Result<Outcome, ProjectorError> {
     let conflict_id: Option<Uuid> = get(row, "conflict_id")?;
     let policy = get::<Option<&str>>(row, "policy")?.and_then(Policy::parse);
+    let resolved_by: Option<Uuid> = get(row, "resolved_batch_id")?;
+    if let Some(conflict_id) = conflict_id
+        && resolved_by == Some(get(row, "batch_id")?)
+    {
+        return resolved_outcome(row, conflict_id);
+    }
     Ok(match (conflict_id, policy) {
         (Some(conflict_id), Some(policy)) => Outcome::Conflict {
             conflict_id,
@@ -413,6 +423,19 @@ fn applied_outcome(row: &Row, change: Change) -> Result<Outcome, ProjectorError>
             change,
             version: get(row, "version")?,
         },
+    })
+}
+
+/// What the feed row of a resolution says.
+fn resolved_outcome(row: &Row, conflict_id: Uuid) -> Result<Outcome, ProjectorError> {
+    let strategy: Option<&str> = get(row, "strategy")?;
+    Ok(Outcome::Resolved {
+        conflict_id,
+        strategy: strategy
+            .and_then(Strategy::parse)
+            .ok_or_else(|| ProjectorError::Stored(format!("the strategy {strategy:?}")))?,
+        winner: winner(get::<Option<&str>>(row, "winner")?.unwrap_or_default())?,
+        version: get(row, "version")?,
     })
 }
 

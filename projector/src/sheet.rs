@@ -76,6 +76,31 @@ impl Sheet {
         format!("INSERT INTO {table} ({names}) SELECT {selected} FROM unnest({arrays}) AS k({names}) {tail}")
     }
 
+    /// `UPDATE table …` of the rows whose `key` columns are the sheet's, by its other columns.
+    pub(crate) fn update(&self, table: &str, key: &[&str]) -> String {
+        let mut names = Vec::new();
+        let mut assigned = Vec::new();
+        let mut matched = Vec::new();
+        let mut arrays = Vec::new();
+        for (at, column) in self.0.iter().enumerate() {
+            let name = column.name;
+            let cast = column.cast.map_or(String::new(), |cast| format!("::{cast}"));
+            match key.contains(&name) {
+                true => matched.push(format!("t.\"{name}\" = k.\"{name}\"")),
+                false => assigned.push(format!("\"{name}\" = k.\"{name}\"{cast}")),
+            }
+            names.push(format!("\"{name}\""));
+            arrays.push(format!("${}::{}[]", at + 1, column.array));
+        }
+        format!(
+            "UPDATE {table} t SET {} FROM unnest({}) AS k({}) WHERE {}",
+            assigned.join(", "),
+            arrays.join(", "),
+            names.join(", "),
+            matched.join(" AND ")
+        )
+    }
+
     /// An `ON CONFLICT` that overwrites every column but the key's.
     pub(crate) fn overwrite(&self, key: &str) -> String {
         let key_names: Vec<&str> = key.split(", ").collect();

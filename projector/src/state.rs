@@ -84,6 +84,38 @@ pub struct PastChange {
     pub item_time: DateTime<Utc>,
 }
 
+/// An attempt that was behind, as a resolution of it has to know it.
+#[derive(Debug, Clone, PartialEq)]
+pub struct KeptAttempt {
+    /// The version that the device last saw.
+    pub base: i64,
+    /// It was a deletion.
+    pub deletes: bool,
+    /// What it wanted to change.
+    pub patch: Doc,
+    /// Who.
+    pub user: String,
+    /// From which device.
+    pub device: String,
+    /// What kind of device, where that was told.
+    pub device_type: Option<DeviceType>,
+    /// When the device did it.
+    pub item_time: DateTime<Utc>,
+    /// Whether it still waits.
+    pub standing: Standing,
+}
+
+/// Where a conflict stands.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Standing {
+    /// It waits for a person.
+    Open,
+    /// Its policy decided it.
+    Decided,
+    /// This event decided it.
+    Resolved(EventKey),
+}
+
 /// The past of a record, as far as it was loaded: events by identity and by content, with what became of them, and the
 /// changes that made its latest versions.
 #[derive(Debug, Clone, Default)]
@@ -138,4 +170,6 @@ pub struct Record {
     pub state: Option<State>,
     /// What is known of its past.
     pub past: Past,
+    /// The conflicts that a resolution at hand may be about: those that it names, and those that the chunk makes.
+    pub conflicts: HashMap<Uuid, KeptAttempt>,
 }

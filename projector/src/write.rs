@@ -3,6 +3,7 @@
 
 use crate::ProjectorError;
 use crate::chunk::{ConflictRow, FeedRow, Results, World};
+use crate::kept::resolutions;
 use crate::merge::Kept;
 use crate::session::Session;
 use crate::sheet::{Sheet, array_text};
@@ -143,6 +144,9 @@ fn sheets(
     if !results.conflicts.is_empty() {
         sheets.push(conflicts(results, topic));
     }
+    if !results.resolved.is_empty() {
+        sheets.push(resolutions(&results.resolved));
+    }
     if !dead.is_empty() {
         sheets.push(dead_letters(dead));
     }
@@ -159,7 +163,7 @@ fn device_type(state: &State) -> Option<String> {
 }
 
 /// None where one side's state stands whole.
-fn kept_text(kept: &Kept) -> Option<String> {
+pub(crate) fn kept_text(kept: &Kept) -> Option<String> {
     let origins = kept
         .iter()
         .map(|(path, origin)| (path.clone(), Value::from(origin.as_str())));
@@ -265,6 +269,7 @@ fn status_name(outcome: &Outcome) -> &'static str {
         Outcome::Applied { .. } => "applied",
         Outcome::NoEffect { .. } => "no_effect",
         Outcome::Conflict { .. } => "conflict",
+        Outcome::Resolved { .. } => "resolved",
         Outcome::Duplicate { .. } => "duplicate",
         Outcome::Refused { .. } => "error",
     }
@@ -376,6 +381,11 @@ fn decisions(sheet: &mut Sheet, rows: &[ConflictRow]) {
         "jsonb",
         rows.iter()
             .map(|row| row.conflict.server_doc.as_ref().map(doc_text)),
+    );
+    sheet.column(
+        "client_device_type",
+        rows.iter()
+            .map(|row| row.arrived.event.device_type.as_ref().map(DeviceType::to_string)),
     );
     sheet.column("client_time", rows.iter().map(|row| row.arrived.item_time()));
     sheet.column("server_time", rows.iter().map(|row| row.conflict.server_time));

@@ -20,7 +20,7 @@ fn policy() -> impl Strategy<Value = Policy> {
         1 => Just(Policy::MostRecentWins),
         1 => Just(Policy::PreserveEscalation),
         4 => Just(Policy::Merge),
-        1 => Just(Policy::Manual),
+        2 => Just(Policy::Manual),
     ]
 }
 
@@ -91,6 +91,24 @@ fn ticket_item() -> impl Strategy<Value = Sent> {
             Sent::new("helpdesk", phone, operation, subject, base, item)
         },
     )
+}
+
+/// Items that often wait for a person, and people who decide: the right conflict or another, in time or too late.
+fn waiting_item() -> impl Strategy<Value = Sent> {
+    let strategy = prop_oneof![
+        Just("client_wins"),
+        Just("server_wins"),
+        Just("merge"),
+        Just("manual")
+    ];
+    let who = prop_oneof![1 => phone(), 3 => Just(SUE)];
+    let decision = (who, 0..6i64, 0..40u64, strategy, ticket_fields()).prop_map(
+        |(phone, base, of_batch, strategy, data)| {
+            let value = resolution(of_batch, strategy, (strategy == "manual").then_some(data));
+            Sent::new("helpdesk", phone, Operation::Resolve, TICKET, base, value)
+        },
+    );
+    prop_oneof![2 => ticket_item(), 1 => decision]
 }
 
 fn journal_item() -> impl Strategy<Value = Sent> {
@@ -194,6 +212,11 @@ proptest! {
 
     #[test]
     fn tickets(history in history(ticket_item()), sizes in prop::collection::vec(1usize..7, 1..8), cut in 0usize..40, repeats in prop::collection::vec(any::<prop::sample::Index>(), 0..6)) {
+        holds(&history, &sizes, cut, &repeats);
+    }
+
+    #[test]
+    fn tickets_that_wait_for_people(history in history(waiting_item()), sizes in prop::collection::vec(1usize..7, 1..8), cut in 0usize..40, repeats in prop::collection::vec(any::<prop::sample::Index>(), 0..6)) {
         holds(&history, &sizes, cut, &repeats);
     }
 

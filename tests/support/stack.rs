@@ -18,6 +18,13 @@ use rustix::fs::{FlockOperation, flock};
 /// A first start fetches Kafka.
 const START_DEADLINE: Duration = Duration::from_secs(120);
 
+/// What `tidelog migrate` runs, in order, for tests of crates that make tables by themselves.
+#[allow(dead_code, reason = "not every test makes tables")]
+pub(crate) const MIGRATIONS: [&str; 2] = [
+    include_str!("../../migrations/V1__core.sql"),
+    include_str!("../../migrations/V4__resolutions.sql"),
+];
+
 /// Where the stack is; it stays up for as long as this process lives.
 pub(crate) struct SharedStack {
     /// For `bootstrap.servers`.

@@ -23,11 +23,13 @@ pub(crate) struct ConflictStatements {
 
 const COLUMNS: &str =
     "k.conflict_id, k.domain, k.mobile_id, k.policy, k.winner, k.client_version, k.server_version,
-       k.result_version, k.user_id, k.device_id, k.operation, k.occurred_at, k.client_time, k.server_time";
+       k.result_version, k.user_id, k.device_id, k.operation, k.occurred_at, k.client_time, k.server_time,
+       k.strategy, k.resolved_at, k.resolved_by, k.resolved_device_id, k.resolved_version";
 
 impl ConflictStatements {
     pub(crate) fn of<'a>(domains: impl Iterator<Item = &'a Domain>) -> ConflictStatements {
-        let visible = visible(domains);
+        let domains: Vec<&Domain> = domains.collect();
+        let (visible, standing) = (visible(&domains), standing(&domains));
         ConflictStatements {
             // Plan: index scan by time, stopped by the limit; then, for who does not see all, at most one probe of
             // a table's key for each row.
@@ -45,7 +47,8 @@ impl ConflictStatements {
             ),
             // Plan: one probe of the conflicts' key, and of a table's.
             one: format!(
-                r#"SELECT {COLUMNS}, k.client_doc::text AS client_doc, k.server_doc::text AS server_doc, k.kept::text AS kept
+                r#"SELECT {COLUMNS}, k.client_doc::text AS client_doc, k.server_doc::text AS server_doc, k.kept::text AS kept,
+       k.resolved_kept::text AS resolved_kept, {standing} AS record_version
   FROM conflicts k
  WHERE k.conflict_id = $5 AND k.tenant_id = $1 AND {visible}"#
             ),
@@ -55,8 +58,9 @@ impl ConflictStatements {
 
 /// Whether the caller may see conflict `k`: their own attempt, or one on a record whose past they see. The look-up is
 /// a scalar on purpose: an EXISTS could be planned as one scan of the whole table.
-fn visible<'a>(domains: impl Iterator<Item = &'a Domain>) -> String {
+fn visible(domains: &[&Domain]) -> String {
     let each: String = domains
+        .iter()
         .filter(|domain| domain.is_entity())
         .filter_map(|domain| {
             let reader = match &domain.visibility {
@@ -83,6 +87,28 @@ fn visible<'a>(domains: impl Iterator<Item = &'a Domain>) -> String {
         false => format!("CASE k.domain{each}\n            ELSE {none} END"),
     };
     format!("(k.user_id = $2 OR k.domain = ANY ($3::text[]) OR {by_domain})")
+}
+
+/// The version at which the record of conflict `k` is now.
+fn standing(domains: &[&Domain]) -> String {
+    let each: String = domains
+        .iter()
+        .filter(|domain| domain.is_entity())
+        .map(|domain| {
+            let names = Names::of(domain);
+            format!(
+                "\n            WHEN {name} THEN (SELECT r.version FROM {rows} r WHERE r.tenant_id = $1 AND r.{id} = k.mobile_id{same_parent})",
+                name = literal(&domain.name),
+                rows = names.rows,
+                id = names.id,
+                same_parent = names.same_parent_as("r"),
+            )
+        })
+        .collect();
+    match each.is_empty() {
+        true => "NULL::bigint".to_owned(),
+        false => format!("CASE k.domain{each} END"),
+    }
 }
 
 impl Names<'_> {
@@ -147,7 +173,8 @@ impl Names<'_> {
      WHERE p.n < $6::bigint
 )
 SELECT true AS applied, p."offset", p.version, p.operation, p.fields, p.before::text AS before, p.user_id, p.device_id,
-       p.changed_at, p.item_time, p.batch_id, p.batch_index, p.conflict_id, k.policy, k.winner
+       p.changed_at, p.item_time, p.batch_id, p.batch_index, p.conflict_id,
+       CASE WHEN k.resolved_batch_id = p.batch_id THEN k.strategy ELSE k.policy END AS policy, k.winner
   FROM past p
   LEFT JOIN conflicts k ON k.conflict_id = p.conflict_id AND k.tenant_id = $1
 UNION ALL

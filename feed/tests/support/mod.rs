@@ -80,10 +80,7 @@ pub async fn stage_in(url: &str, schema: &str, fresh: bool) -> Stage {
             .batch_execute(&format!("CREATE SCHEMA {schema}"))
             .await
             .unwrap();
-        client
-            .batch_execute(include_str!("../../../migrations/V1__core.sql"))
-            .await
-            .unwrap();
+        client.batch_execute(&stack::MIGRATIONS.concat()).await.unwrap();
         for domain in registry.iter() {
             client.batch_execute(&create_tables(domain)).await.unwrap();
         }

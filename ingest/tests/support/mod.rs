@@ -149,7 +149,7 @@ fn nothing_set() -> watch::Receiver<Arc<Settings>> {
 async fn schema(database: &tokio_postgres::Config, name: &str) -> tokio_postgres::Client {
     let (db, connection) = database.connect(NoTls).await.expect("Postgres");
     tokio::spawn(connection);
-    let core = include_str!("../../../migrations/V1__core.sql");
+    let core = stack::MIGRATIONS.concat();
     db.batch_execute(&format!("CREATE SCHEMA {name}; SET search_path = {name}; {core}"))
         .await
         .expect("the core tables");

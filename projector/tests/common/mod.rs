@@ -20,7 +20,8 @@ use tidelog_projector::chunk::{Results, World, child_domains, fold_chunk, needed
 use tidelog_projector::document::Touched;
 use tidelog_projector::event::Arrived;
 use tidelog_projector::merge::Kept;
-use tidelog_projector::state::{EventKey, PastChange, RecordKey, State};
+use tidelog_projector::resolve::Resolved;
+use tidelog_projector::state::{EventKey, KeptAttempt, PastChange, RecordKey, Standing, State};
 use uuid::Uuid;
 
 pub const TICKET: &str = "11111111-1111-4111-8111-111111111111";
@@ -55,6 +56,12 @@ pub const CARL: Phone = Phone {
     user: "carl",
     device: "phone-carl",
     role: Role::User,
+};
+
+pub const SUE: Phone = Phone {
+    user: "sue",
+    device: "desk-sue",
+    role: Role::Supervisor,
 };
 
 /// An item as a phone would post it, alone in its batch.
@@ -146,6 +153,11 @@ pub struct Shelf {
 /// A row of `conflicts`.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Attempted {
+    pub record: RecordKey,
+    /// As a resolution needs it.
+    pub attempt: KeptAttempt,
+    /// What a person decided.
+    pub resolved: Option<Resolved>,
     pub client_doc: Value,
     pub server_doc: Option<Value>,
     pub policy: Policy,
@@ -285,6 +297,20 @@ impl Shelf {
                 );
             }
         }
+        for arrived in events {
+            let Some(resolution) = &arrived.resolution else {
+                continue;
+            };
+            let id = resolution.conflict_id;
+            if let Some(kept) = self
+                .conflicts
+                .get(&id)
+                .filter(|kept| kept.record == arrived.record())
+            {
+                let record = world.records.entry(arrived.record()).or_default();
+                record.conflicts.insert(id, kept.attempt.clone());
+            }
+        }
         let needed = needed_pasts(events, &world);
         for (key, after) in &needed {
             let past = &mut world.records.entry(key.clone()).or_default().past;
@@ -345,7 +371,24 @@ impl Shelf {
             assert!(known.is_none(), "an item has one outcome");
         }
         for row in results.conflicts {
+            let event = &row.arrived.event;
             let sides = Attempted {
+                record: row.arrived.record(),
+                attempt: KeptAttempt {
+                    base: event.base,
+                    deletes: event.operation == Operation::Delete,
+                    patch: row.conflict.client_doc.clone(),
+                    user: event.user.as_str().to_owned(),
+                    device: event.device.as_str().to_owned(),
+                    device_type: event.device_type.clone(),
+                    item_time: row.arrived.item_time(),
+                    standing: if row.conflict.winner == Winner::None {
+                        Standing::Open
+                    } else {
+                        Standing::Decided
+                    },
+                },
+                resolved: None,
                 client_doc: Value::Object(row.conflict.client_doc),
                 server_doc: row.conflict.server_doc.map(Value::Object),
                 policy: row.arrived.event.policy,
@@ -359,6 +402,20 @@ impl Shelf {
                 self.conflicts.insert(row.conflict_id, sides).is_none(),
                 "a conflict is kept once"
             );
+        }
+        for row in results.resolved {
+            let kept = self
+                .conflicts
+                .get_mut(&row.resolved.conflict_id)
+                .expect("a conflict");
+            assert_eq!(
+                kept.attempt.standing,
+                Standing::Open,
+                "a conflict is resolved once"
+            );
+            kept.attempt.standing = Standing::Resolved(row.arrived.key());
+            kept.winner = row.resolved.winner;
+            kept.resolved = Some(*row.resolved);
         }
     }
 
@@ -384,6 +441,13 @@ impl Shelf {
             };
         };
         let kept = &self.conflicts[&conflict_id];
+        if let Some(resolved) = kept
+            .resolved
+            .as_ref()
+            .filter(|_| kept.attempt.standing == Standing::Resolved(row.event))
+        {
+            return resolved.outcome();
+        }
         Outcome::Conflict {
             conflict_id,
             policy: kept.policy,
@@ -435,6 +499,15 @@ impl Shelf {
             "applied, or not, but not both"
         );
     }
+}
+
+/// The resolution of the conflict that a batch's item became.
+pub fn resolution(of_batch: u64, strategy: &str, data: Option<Value>) -> Value {
+    let mut value = json!({ "conflict_id": batch_id(of_batch).conflict_id(0), "strategy": strategy });
+    if let Some(data) = data {
+        value["data"] = data;
+    }
+    value
 }
 
 pub fn ticket(fields: Value) -> Value {

@@ -1,0 +1,159 @@
+//! A person's decision of a conflict that its policy left open. It is an event like any other, so it is judged in the
+//! order of the log: the first one stands, and one that was made upon an older version of the record is told so. Pure.
+
+use crate::document::judge;
+use crate::event::Arrived;
+use crate::fold::{Folded, ParentOf, Step, refused, step};
+use crate::merge::Kept;
+use crate::policy::{Attempt, Decision, Side, Verdict, decide, standing};
+use crate::state::{Doc, KeptAttempt, Record, Standing, State};
+use tidelog_events::domain::Policy;
+use tidelog_events::error::{ErrorCode, ItemError};
+use tidelog_events::ids::Role;
+use tidelog_events::outcome::{Outcome, Winner};
+use tidelog_events::resolution::{Resolution, Strategy};
+use uuid::Uuid;
+
+/// A conflict, resolved.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Resolved {
+    /// Which.
+    pub conflict_id: Uuid,
+    /// How.
+    pub strategy: Strategy,
+    /// Whose state stands.
+    pub winner: Winner,
+    /// The record's version afterwards.
+    pub version: i64,
+    /// Which values came from whom, where parts of both stand.
+    pub kept: Kept,
+}
+
+impl Resolved {
+    /// What whoever decided is told.
+    pub fn outcome(&self) -> Outcome {
+        Outcome::Resolved {
+            conflict_id: self.conflict_id,
+            strategy: self.strategy,
+            winner: self.winner,
+            version: self.version,
+        }
+    }
+}
+
+/// Folds a resolution into its record.
+pub(crate) fn resolve(
+    record: &Record,
+    parent: ParentOf<'_>,
+    arrived: &Arrived,
+    resolution: &Resolution,
+) -> Folded {
+    let found = record
+        .state
+        .as_ref()
+        .zip(record.conflicts.get(&resolution.conflict_id));
+    let Some((state, kept)) = found else {
+        return cannot(ErrorCode::NoConflict, "the record has no such conflict");
+    };
+    match kept.standing {
+        Standing::Open => {}
+        Standing::Resolved(by) if by == arrived.key() => return Folded::Repeat,
+        Standing::Resolved(_) => {
+            return cannot(
+                ErrorCode::AlreadyResolved,
+                "somebody resolved this conflict before",
+            );
+        }
+        Standing::Decided => {
+            return cannot(
+                ErrorCode::AlreadyResolved,
+                "the policy decided this conflict when it arose",
+            );
+        }
+    }
+    let event = &arrived.event;
+    if event.role == Role::User && event.user.as_str() != kept.user {
+        return refused(ItemError::forbidden());
+    }
+    // That the record stays as it is can be said of whatever it has become.
+    if resolution.strategy != Strategy::ServerWins && event.base != state.version {
+        let message = format!(
+            "the record is at version {} now, and this was decided upon version {}",
+            state.version, event.base
+        );
+        return cannot(ErrorCode::RecordMoved, message);
+    }
+    let decision = decision(record, state, kept, arrived, resolution);
+    let step = match decision.verdict {
+        Verdict::Stay => None,
+        Verdict::Delete => Some(step(Some(state), parent, arrived, Doc::new(), true)),
+        Verdict::Replace(doc) => {
+            let since = record.past.changes_after(kept.base);
+            match judge(&arrived.domain, standing(state, since), &doc) {
+                Ok(()) => Some(step(Some(state), parent, arrived, doc, false)),
+                Err(error) => return refused(error),
+            }
+        }
+    };
+    resolved(state, step, resolution, decision.winner, decision.kept)
+}
+
+/// What the strategy makes of the record. By `manual` it is the person's own patch, which stands for the item.
+fn decision(
+    record: &Record,
+    state: &State,
+    kept: &KeptAttempt,
+    arrived: &Arrived,
+    resolution: &Resolution,
+) -> Decision {
+    let manual = resolution.strategy == Strategy::Manual;
+    let policy = if manual {
+        Policy::ClientWins
+    } else {
+        resolution.strategy.policy()
+    };
+    let attempt = Attempt {
+        base: kept.base,
+        deletes: kept.deletes && !manual,
+        patch: if manual { &resolution.data } else { &kept.patch },
+        side: Side {
+            user: &kept.user,
+            device: &kept.device,
+            device_type: kept.device_type.as_ref(),
+            time: kept.item_time,
+        },
+    };
+    let since = record.past.changes_after(kept.base);
+    let decision = decide(&arrived.domain, policy, state, since, &attempt);
+    match manual {
+        true => Decision {
+            winner: Winner::Merged,
+            ..decision
+        },
+        false => decision,
+    }
+}
+
+fn resolved(
+    state: &State,
+    step: Option<Step>,
+    resolution: &Resolution,
+    winner: Winner,
+    kept: Kept,
+) -> Folded {
+    let resolved = Resolved {
+        conflict_id: resolution.conflict_id,
+        strategy: resolution.strategy,
+        winner,
+        version: step.as_ref().map_or(state.version, |step| step.state.version),
+        kept,
+    };
+    Folded::Resolved {
+        step: step.map(Box::new),
+        resolved: Box::new(resolved),
+    }
+}
+
+fn cannot(code: ErrorCode, message: impl Into<String>) -> Folded {
+    refused(ItemError::resolution(code, message))
+}

@@ -9,6 +9,8 @@
 //! ```
 
 use crate::domain::Policy;
+use crate::ids::{Role, TenantId, UserId};
+use chrono::{DateTime, Utc};
 use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value};
 use uuid::Uuid;
@@ -95,6 +97,51 @@ impl Resolution {
         })
     }
 }
+
+/// A conflict as a gateway has to know it to take a resolution of it.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct KnownConflict {
+    /// The domain's name.
+    pub domain: String,
+    /// The record.
+    pub mobile_id: Uuid,
+    /// The record that it hangs on, in domains that have one.
+    pub parent: Option<Uuid>,
+    /// Whose item it was.
+    pub user: UserId,
+    /// The record's version when the item met it: what a decision is upon, unless it says otherwise.
+    pub server_version: i64,
+    /// How it was decided, if it was.
+    pub decided: Option<Decided>,
+}
+
+/// A decision that was made.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Decided {
+    /// The policy or the strategy.
+    pub by: String,
+    /// Who, where it was a person.
+    pub user: Option<String>,
+    /// When, by the log.
+    pub at: DateTime<Utc>,
+}
+
+/// Conflicts, found by whoever can read them: the gateway's write side asks through this and knows no tables.
+pub trait FindConflict: Send + Sync + 'static {
+    /// One that the caller may see; none where there is none for them.
+    fn conflict(
+        &self,
+        tenant: &TenantId,
+        user: &UserId,
+        role: Role,
+        id: Uuid,
+    ) -> impl Future<Output = Result<Option<KnownConflict>, ConflictsUnavailable>> + Send;
+}
+
+/// The store of conflicts cannot be read now; later it can.
+#[derive(Debug, Clone, thiserror::Error)]
+#[error("conflicts cannot be read now: {0}")]
+pub struct ConflictsUnavailable(pub String);
 
 #[cfg(test)]
 mod tests {

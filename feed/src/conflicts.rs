@@ -5,9 +5,11 @@
 
 use chrono::{DateTime, TimeDelta, Utc};
 use serde::{Deserialize, Serialize};
+use serde_json::Value;
 use serde_json::value::RawValue;
 use tidelog_events::domain::Registry;
-use tidelog_events::ids::{DeviceId, TenantId};
+use tidelog_events::ids::{DeviceId, TenantId, UserId};
+use tidelog_events::resolution::{Decided, KnownConflict};
 use tidelog_events::token::{self, TokenError};
 use tokio_postgres::Row;
 use uuid::Uuid;
@@ -198,6 +200,23 @@ impl Conflicts<'_> {
     /// One with both its documents.
     pub(crate) async fn one(&self, id: &str) -> Result<String, FeedError> {
         let id = Uuid::try_parse(id).map_err(|_| FeedError::parameter("id", "must be a UUID"))?;
+        let row = self.row(id).await?.ok_or(ABSENT)?;
+        told_whole(&row)
+    }
+
+    /// One as a resolution of it needs it; none that the caller may not see.
+    pub(crate) async fn known(
+        &self,
+        id: Uuid,
+        registry: &Registry,
+    ) -> Result<Option<KnownConflict>, FeedError> {
+        let Some(row) = self.row(id).await? else {
+            return Ok(None);
+        };
+        known(&row, registry).map(Some)
+    }
+
+    async fn row(&self, id: Uuid) -> Result<Option<Row>, FeedError> {
         let tenant = self.tenant.as_str();
         let values: [Parameter<'_>; 5] = [
             &tenant,
@@ -207,20 +226,61 @@ impl Conflicts<'_> {
             &id,
         ];
         let rows = self.store.query(&self.statements.one, &values).await?;
-        let row = rows.first().ok_or(ABSENT)?;
-        let mut conflict = conflict(row)?;
-        if let Some(resolved) = &mut conflict.resolved {
-            resolved.kept = Some(raw(row, "resolved_kept")?);
-        }
-        let conflict = Conflict {
-            record_version: row.try_get("record_version")?,
-            client_doc: Some(raw(row, "client_doc")?),
-            server_doc: Some(raw(row, "server_doc")?),
-            kept: Some(raw(row, "kept")?),
-            ..conflict
-        };
-        serde_json::to_string(&conflict).map_err(|error| unreadable(&error))
+        Ok(rows.into_iter().next())
     }
+}
+
+fn told_whole(row: &Row) -> Result<String, FeedError> {
+    let mut conflict = conflict(row)?;
+    if let Some(resolved) = &mut conflict.resolved {
+        resolved.kept = Some(raw(row, "resolved_kept")?);
+    }
+    let conflict = Conflict {
+        record_version: row.try_get("record_version")?,
+        client_doc: Some(raw(row, "client_doc")?),
+        server_doc: Some(raw(row, "server_doc")?),
+        kept: Some(raw(row, "kept")?),
+        ..conflict
+    };
+    serde_json::to_string(&conflict).map_err(|error| unreadable(&error))
+}
+
+fn known(row: &Row, registry: &Registry) -> Result<KnownConflict, FeedError> {
+    let told = conflict(row)?;
+    let decided = (told.status == "decided").then(|| Decided {
+        by: told
+            .resolved
+            .as_ref()
+            .map_or(told.resolution, |resolved| resolved.strategy)
+            .to_owned(),
+        user: told.resolved.as_ref().map(|resolved| resolved.user.to_owned()),
+        at: row
+            .try_get::<_, Option<DateTime<Utc>>>("resolved_at")
+            .ok()
+            .flatten()
+            .or_else(|| row.try_get("occurred_at").ok())
+            .unwrap_or_default(),
+    });
+    // Which parent it hangs on is in the item, as the device spelled it.
+    let field = registry
+        .by_name(told.domain)
+        .and_then(|domain| domain.parent.as_ref());
+    let client_doc: Value =
+        serde_json::from_str(raw(row, "client_doc")?.get()).map_err(|error| unreadable(&error))?;
+    let parent = field
+        .and_then(|parent| client_doc.get(&parent.field)?.as_str())
+        .and_then(|text| Uuid::try_parse(text).ok());
+    Ok(KnownConflict {
+        domain: told.domain.to_owned(),
+        mobile_id: told.mobile_id,
+        parent,
+        user: UserId::parse(told.user).map_err(|error| {
+            tracing::error!(%error, "a conflict names no user");
+            FeedError::Statement
+        })?,
+        server_version: told.server_version,
+        decided,
+    })
 }
 
 fn conflict(row: &Row) -> Result<Conflict<'_>, FeedError> {

@@ -10,11 +10,14 @@ use deadpool_postgres::Pool;
 use http::header::{CACHE_CONTROL, CONTENT_TYPE, HeaderValue};
 use percent_encoding::percent_decode_str;
 use tidelog_events::domain::Registry;
+use tidelog_events::ids::{Role, TenantId, UserId};
 use tidelog_events::position::Positions;
+use tidelog_events::resolution::{ConflictsUnavailable, FindConflict, KnownConflict};
 use tidelog_events::topic_name;
 use tidelog_http::auth::{Auth, Caller};
 use tidelog_http::prefer::{self, PREFERENCE_APPLIED, Wait};
 use tokio::sync::watch;
+use uuid::Uuid;
 use warp::filters::BoxedFilter;
 use warp::reply::Response;
 use warp::{Filter, Reply};
@@ -155,6 +158,10 @@ impl Feed {
         }
     }
 
+    async fn known_conflict(&self, caller: &Caller, id: Uuid) -> Result<Option<KnownConflict>, FeedError> {
+        self.conflicts(caller).known(id, &self.registry).await
+    }
+
     async fn conflict_list(&self, caller: &Caller, wait: Wait, query: &Query) -> Result<Response, FeedError> {
         let asked = Asked::of(query, &caller.tenant, &self.registry)?;
         let waited = self.waited(caller, query, wait).await?;
@@ -162,7 +169,7 @@ impl Feed {
         Ok(answer(body, wait, waited))
     }
 
-    async fn conflict(&self, id: &str, caller: &Caller) -> Result<String, FeedError> {
+    async fn one_conflict(&self, id: &str, caller: &Caller) -> Result<String, FeedError> {
         self.conflicts(caller).one(id).await
     }
 
@@ -240,6 +247,25 @@ pub fn routes(feed: Arc<Feed>, auth: Auth) -> BoxedFilter<(Response,)> {
         .boxed()
 }
 
+impl FindConflict for Feed {
+    async fn conflict(
+        &self,
+        tenant: &TenantId,
+        user: &UserId,
+        role: Role,
+        id: Uuid,
+    ) -> Result<Option<KnownConflict>, ConflictsUnavailable> {
+        let caller = Caller {
+            tenant: tenant.clone(),
+            user: user.clone(),
+            device: None,
+            role,
+        };
+        let known = self.known_conflict(&caller, id).await;
+        known.map_err(|error| ConflictsUnavailable(error.to_string()))
+    }
+}
+
 /// The conflicts of a tenant, all and one.
 fn conflict_routes(
     feed: impl Filter<Extract = (Arc<Feed>,), Error = Infallible> + Clone + Send + Sync + 'static,
@@ -264,7 +290,7 @@ fn conflict_routes(
         .and(auth.caller())
         .and(feed)
         .then(|id: String, caller: Caller, feed: Arc<Feed>| async move {
-            told(feed.conflict(&id, &caller).await.map(json))
+            told(feed.one_conflict(&id, &caller).await.map(json))
         });
     list.or(one).unify().boxed()
 }

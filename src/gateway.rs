@@ -105,12 +105,12 @@ pub(crate) async fn run(
             ..IngestConfig::default()
         },
     });
-    let feed = Feed::new(FeedParts {
+    let feed = Arc::new(Feed::new(FeedParts {
         registry,
         pool: reading.clone(),
         positions,
         topic_prefix: settings.kafka.topic_prefix.clone(),
-    });
+    }));
     let (health, told) = watch::channel(Health::default());
     let needs = health::Needs {
         cluster: Cluster::new(&settings.kafka, "health")?,
@@ -123,10 +123,11 @@ pub(crate) async fn run(
         .or(tidelog_ingest::routes(
             ingest.clone(),
             Arc::new(changer),
+            feed.clone(),
             auth.clone(),
         ))
         .unify()
-        .or(tidelog_feed::routes(Arc::new(feed), auth))
+        .or(tidelog_feed::routes(feed, auth))
         .unify();
 
     let limits = Limits {

@@ -1,9 +1,10 @@
 //! The answer to a batch, from what the gateway refused and what became of the rest. A pure function of both, so that
 //! an answer made again, by another process or after a crash, has the same bytes.
 
-use crate::domain::Domain;
+use crate::domain::Registry;
 use crate::error::ItemError;
 use crate::outcome::{Change, ItemOutcome, Outcome};
+use crate::target::Target;
 use chrono::{DateTime, SecondsFormat, Utc};
 use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value, json};
@@ -15,6 +16,9 @@ pub struct RefusedItem {
     pub index: u32,
     /// Its identity as far as it could be read.
     pub subject: Option<String>,
+    /// In a mixed batch, what kind of record, as far as it could be read.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub entity_type: Option<String>,
     /// Why.
     pub error: ItemError,
 }
@@ -22,8 +26,10 @@ pub struct RefusedItem {
 /// Everything that an answer says.
 #[derive(Debug)]
 pub struct Answer<'a> {
-    /// The domain posted to.
-    pub domain: &'a Domain,
+    /// What it was posted to, which decides the form.
+    pub target: &'a Target,
+    /// The domains here.
+    pub registry: &'a Registry,
     /// The batch.
     pub batch_id: String,
     /// The sealed receipt.
@@ -41,10 +47,11 @@ pub struct Answer<'a> {
 impl Answer<'_> {
     /// The body, in JSON.
     pub fn to_json(&self) -> String {
-        let mut body = if self.domain.is_entity() {
-            self.entity_lists()
-        } else {
-            self.telemetry_counts()
+        let mut body = match self.target {
+            Target::Domain(domain) if domain.is_entity() => self.entity_lists(),
+            Target::Domain(_) => self.telemetry_counts(),
+            Target::Mixed => self.results(),
+            Target::Resolution => self.resolution(),
         };
         let logged = self.outcomes.iter().map(|item| item.logged_at).max();
         let time = logged.unwrap_or(self.received_at);
@@ -52,10 +59,9 @@ impl Answer<'_> {
             "timestamp".into(),
             time.to_rfc3339_opts(SecondsFormat::Micros, true).into(),
         );
-        body.insert(
-            "status".into(),
-            if self.pending { "accepted" } else { "complete" }.into(),
-        );
+        // A resolution has one outcome, which is its status.
+        body.entry("status")
+            .or_insert_with(|| if self.pending { "accepted" } else { "complete" }.into());
         body.insert("batch_id".into(), self.batch_id.clone().into());
         body.insert("receipt".into(), self.receipt.clone().into());
         Value::Object(body).to_string()
@@ -92,6 +98,49 @@ impl Answer<'_> {
             body.insert(name.into(), entries.into_iter().map(|(_, entry)| entry).collect());
         }
         body
+    }
+
+    /// Of a mixed batch: an entry an item, in the order sent.
+    fn results(&self) -> Map<String, Value> {
+        let refused = self.refused.iter().map(|item| {
+            let entry = error_entry(item.index, item.subject.as_deref(), &item.error);
+            (item.index, with_entity_type(entry, item.entity_type.as_deref()))
+        });
+        let judged = self.outcomes.iter().map(|item| {
+            let entry = match &item.outcome {
+                Outcome::Refused { error } => error_entry(item.index, Some(&item.subject), error),
+                _ => outcome_entry(item),
+            };
+            let domain = self.registry.by_name(&item.domain);
+            let entity_type = domain.and_then(|domain| domain.entity_type.as_deref());
+            (item.index, with_entity_type(entry, entity_type))
+        });
+        let mut results: Vec<(u32, Value)> = refused.chain(judged).collect();
+        results.sort_by_key(|(index, _)| *index);
+        let results = results.into_iter().map(|(_, entry)| entry).collect();
+        Map::from_iter([("results".to_owned(), Value::Array(results))])
+    }
+
+    /// Of a conflict's resolution: the one item's entry.
+    fn resolution(&self) -> Map<String, Value> {
+        let refused = self
+            .refused
+            .first()
+            .map(|item| error_entry(item.index, item.subject.as_deref(), &item.error));
+        let entry = refused.or_else(|| {
+            let item = self.outcomes.first()?;
+            Some(match &item.outcome {
+                Outcome::Refused { error } => error_entry(item.index, Some(&item.subject), error),
+                _ => outcome_entry(item),
+            })
+        });
+        match entry {
+            Some(Value::Object(mut entry)) => {
+                entry.remove("index");
+                entry
+            }
+            _ => Map::new(),
+        }
     }
 
     fn telemetry_counts(&self) -> Map<String, Value> {
@@ -198,6 +247,11 @@ fn error_entry(index: u32, subject: Option<&str>, error: &ItemError) -> Value {
         entry.extend(fields);
     }
     Value::Object(entry)
+}
+
+fn with_entity_type(mut entry: Value, entity_type: Option<&str>) -> Value {
+    entry["entity_type"] = entity_type.into();
+    entry
 }
 
 fn telemetry_error(index: u32, subject: Option<&str>, error: &ItemError) -> Value {

@@ -13,6 +13,9 @@ use serde_json::value::RawValue;
 use sha2::{Digest, Sha256};
 use uuid::Uuid;
 
+/// What a mixed batch's fingerprint begins with.
+pub const MIXED_OPERATION: &str = "POST /api/v1/sync/batch";
+
 /// The most items of a batch.
 pub const MAX_ENTRIES: usize = 1000;
 
@@ -54,7 +57,7 @@ impl BatchError {
     }
 }
 
-/// The body of `POST /api/v1/{domain}/sync`.
+/// The body of `POST /api/v1/{domain}/sync`, or of a mixed batch.
 #[derive(Debug)]
 pub struct Batch<'a> {
     /// The device that posts, where the body says so.
@@ -63,6 +66,8 @@ pub struct Batch<'a> {
     pub sent_at: Option<DateTime<Utc>>,
     /// What kind of device it is, until it registers.
     pub device_type: Option<String>,
+    /// The key, where the body of a mixed batch says it.
+    pub idempotency_key: Option<String>,
     /// The items, not judged yet.
     pub entries: Vec<Entry<'a>>,
 }
@@ -75,8 +80,12 @@ struct Body<'a> {
     sent_at: Option<Value>,
     #[serde(default)]
     device_type: Option<Value>,
+    #[serde(default)]
+    idempotency_key: Option<Value>,
     #[serde(borrow, default)]
     entries: List<'a>,
+    #[serde(borrow, default)]
+    items: List<'a>,
 }
 
 /// What stands where the items should: split in the one pass over the body that parsing it takes anyway.
@@ -132,15 +141,39 @@ impl<'de> Visitor<'de> for Split {
     }
 }
 
+/// Where the items of a body stand.
+#[derive(Clone, Copy)]
+enum Items {
+    Entries,
+    Mixed,
+    None,
+}
+
 impl<'a> Batch<'a> {
-    /// Reads the envelope; the items stay as they are.
+    /// Reads the envelope of a batch to one domain; the items stay as they are.
     pub fn parse(body: &'a str) -> Result<Batch<'a>, BatchError> {
+        Batch::read(body, Items::Entries)
+    }
+
+    /// Reads that of a mixed batch, whose list is `items` and which may name its key.
+    pub fn parse_mixed(body: &'a str) -> Result<Batch<'a>, BatchError> {
+        Batch::read(body, Items::Mixed)
+    }
+
+    /// Reads the members that are no items: of a body that has none.
+    pub fn parse_envelope(body: &'a str) -> Result<Batch<'a>, BatchError> {
+        Batch::read(body, Items::None)
+    }
+
+    fn read(body: &'a str, items_are: Items) -> Result<Batch<'a>, BatchError> {
         refuse_list(body)?;
         let Body {
             client_id,
             sent_at,
             device_type,
+            idempotency_key,
             entries,
+            items,
         } = serde_json::from_str(body).map_err(malformed)?;
         let client_id = text_member("client_id", client_id)?
             .map(|text| {
@@ -162,11 +195,20 @@ impl<'a> Batch<'a> {
                 "device_type must be one of phone, tablet, laptop, desktop".into(),
             ));
         }
-        let entries = list(entries, "entries")?;
+        let idempotency_key = match items_are {
+            Items::Mixed => text_member("idempotency_key", idempotency_key)?,
+            _ => None,
+        };
+        let entries = match items_are {
+            Items::Entries => list(entries, "entries")?,
+            Items::Mixed => list(items, "items")?,
+            Items::None => Vec::new(),
+        };
         Ok(Batch {
             client_id,
             sent_at,
             device_type,
+            idempotency_key,
             entries,
         })
     }
@@ -243,11 +285,25 @@ impl Fingerprint {
         device: &DeviceId,
         entries: &[Entry<'_>],
     ) -> Fingerprint {
+        let mixed = operation == MIXED_OPERATION;
         let mut hash = Sha256::new();
         for part in [operation, tenant.as_str(), user.as_str(), device.as_str()] {
             hash_part(&mut hash, part.as_bytes());
         }
         for entry in entries {
+            // The data of a mixed item is content of its own, of which a retry may renew what is no part of it.
+            let data = entry.members().and_then(|members| members.get("data"));
+            if let (true, Some(data)) = (mixed, data)
+                && let Ok(Value::Object(object)) = serde_json::from_str(entry.raw())
+                && let Ok(Value::Object(data)) = serde_json::from_str(data)
+            {
+                let mut envelope = object;
+                envelope.remove("data");
+                hash_content(&mut hash, &envelope);
+                hash_part(&mut hash, b"data");
+                hash_content(&mut hash, &data);
+                continue;
+            }
             if let Some(members) = entry.members()
                 && hash_simple_members(&mut hash, members)
             {

@@ -70,8 +70,9 @@ impl Stamp {
         time: DateTime<Utc>,
         base: i64,
         policy: Policy,
+        client_time: Option<&str>,
     ) -> Vec<(&'static str, Cow<'_, str>)> {
-        let mut headers = Vec::with_capacity(12);
+        let mut headers = Vec::with_capacity(13);
         headers.push(("ce_specversion", Cow::Borrowed("1.0")));
         headers.push(("ce_id", self.batch.event_id(index).to_string().into()));
         headers.push((
@@ -90,6 +91,9 @@ impl Stamp {
         headers.push(("content-type", Cow::Borrowed(CONTENT_TYPE)));
         if self.role != Role::User {
             headers.push(("ce_role", Cow::Borrowed(self.role.as_str())));
+        }
+        if let Some(time) = client_time {
+            headers.push(("ce_clienttime", time.to_owned().into()));
         }
         if let Some(kind) = &self.device_type {
             headers.push(("ce_devicetype", Cow::Borrowed(kind.as_str())));
@@ -121,6 +125,8 @@ pub struct Event {
     pub subject: String,
     /// When the device did it, corrected for skew.
     pub time: DateTime<Utc>,
+    /// The device's own time as it was sent, where the value does not hold it (items of mixed batches).
+    pub client_time: Option<String>,
     /// The batch.
     pub batch: BatchId,
     /// The item's index in it.
@@ -159,7 +165,7 @@ impl Event {
         headers: impl Iterator<Item = (&'a str, Option<&'a [u8]>)>,
         registry: &Registry,
     ) -> Result<Event, EnvelopeError> {
-        let mut found: [Option<&str>; 12] = [None; 12];
+        let mut found: [Option<&str>; 13] = [None; 13];
         for (name, value) in headers {
             if let Some(slot) = NAMES.iter().position(|known| *known == name) {
                 let bytes = value.unwrap_or_default();
@@ -207,6 +213,14 @@ impl Event {
                 .ok()
                 .map(|text| read(text, "ce_devicetype", DeviceType::parse))
                 .transpose()?,
+            client_time: get("ce_clienttime")
+                .ok()
+                .map(|text| {
+                    read(text, "ce_clienttime", |text| {
+                        parse_datetime(text).map(|_| text.to_owned())
+                    })
+                })
+                .transpose()?,
             subject: read(get("ce_subject")?, "ce_subject", |text| {
                 (!text.is_empty() && text.len() <= 4096 && !text.contains('\0')).then(|| text.to_owned())
             })?,
@@ -221,7 +235,7 @@ impl Event {
     }
 }
 
-const NAMES: [&str; 12] = [
+const NAMES: [&str; 13] = [
     "ce_specversion",
     "ce_id",
     "ce_type",
@@ -233,6 +247,7 @@ const NAMES: [&str; 12] = [
     "ce_policy",
     "ce_role",
     "ce_devicetype",
+    "ce_clienttime",
     "content-type",
 ];
 
@@ -283,7 +298,16 @@ mod tests {
     fn headers_read_back_as_they_were_written() {
         let stamp = stamp();
         let time = parse_datetime("2026-01-31T09:30:00.123456Z").expect("time");
-        let headers = stamp.headers("helpdesk", Operation::Update, "id", 3, time, 4, Policy::Merge);
+        let headers = stamp.headers(
+            "helpdesk",
+            Operation::Update,
+            "id",
+            3,
+            time,
+            4,
+            Policy::Merge,
+            Some("2026-01-31T11:30:00+02:00"),
+        );
         let event = Event::from_headers(
             headers.iter().map(|(n, v)| (*n, Some(v.as_bytes()))),
             &Registry::shipped(),
@@ -301,6 +325,7 @@ mod tests {
             (event.id, event.batch, event.role),
             (stamp.batch.event_id(3), stamp.batch, Role::Supervisor)
         );
+        assert_eq!(event.client_time.as_deref(), Some("2026-01-31T11:30:00+02:00"));
         assert_eq!(event.device_type, DeviceType::new("tablet", 60));
     }
 

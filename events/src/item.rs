@@ -10,6 +10,7 @@ use chrono::{DateTime, SecondsFormat, Utc};
 use percent_encoding::{AsciiSet, NON_ALPHANUMERIC, utf8_percent_encode};
 use serde_json::Value;
 use serde_json::value::RawValue;
+use std::borrow::Cow;
 use std::sync::LazyLock;
 use uuid::Uuid;
 
@@ -87,7 +88,7 @@ impl<'a> Entry<'a> {
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Item<'a> {
     /// The text as sent: the record's value on the topic.
-    pub raw: &'a str,
+    pub raw: Cow<'a, str>,
     /// The identity as `ce_subject` and the tables hold it.
     pub subject: String,
     /// The record's key on the topic, which decides the partition.
@@ -98,6 +99,8 @@ pub struct Item<'a> {
     pub base: i64,
     /// When the device did it, by the device's clock, where it says so.
     pub time: Option<DateTime<Utc>>,
+    /// That time as it was sent, where it is no part of the text: `ce_clienttime`.
+    pub client_time: Option<String>,
 }
 
 /// An item that may not, with what is known of its identity.
@@ -145,6 +148,33 @@ fn judge_members<'a>(
     members: &Members<'a>,
     posting: &Posting<'_>,
 ) -> Result<Item<'a>, ItemError> {
+    check_size(raw, members, posting)?;
+    let base = base_version(members)?;
+    let operation = operation(domain, members, base)?;
+    check_fields(domain, members, operation, posting)?;
+    if !domain.is_entity() {
+        require_all(domain, members)?;
+    }
+    let time = own_time(members);
+    let (subject, key) = identify(domain, members, posting, time)?;
+    Ok(Item {
+        raw: raw.into(),
+        subject,
+        key,
+        operation,
+        base,
+        time,
+        client_time: None,
+    })
+}
+
+/// When the device says that it did what the members tell.
+pub(crate) fn own_time(members: &Members<'_>) -> Option<DateTime<Utc>> {
+    time_of(members, "client_timestamp").or_else(|| time_of(members, "updated_at"))
+}
+
+/// Whether Postgres can hold it, and it is no larger than it may be.
+pub(crate) fn check_size(raw: &str, members: &Members<'_>, posting: &Posting<'_>) -> Result<(), ItemError> {
     if raw.len() > posting.item_bytes {
         let largest = members
             .iter()
@@ -152,11 +182,25 @@ fn judge_members<'a>(
             .map(|(name, _)| name.to_owned());
         return Err(ItemError::too_large(largest, raw.len(), posting.item_bytes));
     }
-    for (name, value) in members.iter() {
-        check_storable(name, value)?;
-    }
-    let base = base_version(members)?;
-    let operation = operation(domain, members, base)?;
+    members
+        .iter()
+        .try_for_each(|(name, value)| check_storable(name, value))
+}
+
+/// Judges a patch of a record that is no item: may Postgres hold it, does each field keep its rules.
+pub fn check_patch(domain: &Domain, raw: &str, posting: &Posting<'_>) -> Result<(), ItemError> {
+    let members: Members<'_> = serde_json::from_str(raw).map_err(|_| not_an_object(raw))?;
+    check_size(raw, &members, posting)?;
+    check_fields(domain, &members, Operation::Update, posting)
+}
+
+/// Whether each field keeps its own rules. Of a deletion only what identifies the record counts.
+pub(crate) fn check_fields(
+    domain: &Domain,
+    members: &Members<'_>,
+    operation: Operation,
+    posting: &Posting<'_>,
+) -> Result<(), ItemError> {
     for (name, value) in members.iter() {
         let judged = operation != Operation::Delete
             || domain.parent.as_ref().is_some_and(|parent| parent.field == name);
@@ -171,22 +215,10 @@ fn judge_members<'a>(
             ));
         }
     }
-    if !domain.is_entity() {
-        require_all(domain, members)?;
-    }
-    let time = time_of(members, "client_timestamp").or_else(|| time_of(members, "updated_at"));
-    let (subject, key) = identify(domain, members, posting, time)?;
-    Ok(Item {
-        raw,
-        subject,
-        key,
-        operation,
-        base,
-        time,
-    })
+    Ok(())
 }
 
-fn not_an_object(raw: &str) -> ItemError {
+pub(crate) fn not_an_object(raw: &str) -> ItemError {
     // Inside a body that is JSON, an object fails to split into members only by a name that is no text.
     if raw.starts_with('{') {
         ItemError::field(
@@ -200,7 +232,7 @@ fn not_an_object(raw: &str) -> ItemError {
 }
 
 /// Members that every item may carry, judged like any field.
-fn envelope_field(name: &str) -> Option<&'static Field> {
+pub(crate) fn envelope_field(name: &str) -> Option<&'static Field> {
     static FIELDS: LazyLock<[Field; 4]> = LazyLock::new(|| {
         let field = |name: &str, kind| Field {
             name: name.into(),
@@ -221,7 +253,7 @@ fn envelope_field(name: &str) -> Option<&'static Field> {
     FIELDS.iter().find(|field| field.name == name)
 }
 
-fn base_version(members: &Members<'_>) -> Result<i64, ItemError> {
+pub(crate) fn base_version(members: &Members<'_>) -> Result<i64, ItemError> {
     let Some(raw) = members.get("version").filter(|raw| *raw != "null") else {
         return Ok(0);
     };
@@ -331,7 +363,7 @@ fn identify(
     Ok((subject, key))
 }
 
-fn required_uuid(members: &Members<'_>, name: &str) -> Result<Uuid, ItemError> {
+pub(crate) fn required_uuid(members: &Members<'_>, name: &str) -> Result<Uuid, ItemError> {
     let raw = members
         .get(name)
         .filter(|raw| *raw != "null")

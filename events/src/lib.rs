@@ -2,7 +2,7 @@
 //! projector and reader mean the same by the same words.
 //!
 //! - [`domain`]: definitions, their fields and tables
-//! - [`batch`], [`item`], [`error`]: what a phone posts, and the judgement of it
+//! - [`target`], [`batch`], [`item`], [`mixed`], [`error`]: what a phone posts, and the judgement of it
 //! - [`envelope`]: the event on a topic
 //! - [`position`], [`receipt`], [`token`]: places in the log, and what clients keep of them
 //! - [`outcome`], [`answer`]: what became of an item, and how it is told
@@ -18,11 +18,13 @@ pub mod error;
 pub mod ids;
 pub mod item;
 pub mod json;
+pub mod mixed;
 pub mod outcome;
 pub mod position;
 pub mod receipt;
 pub mod resolution;
 pub mod settings;
+pub mod target;
 pub mod token;
 
 /// A Kafka topic's name: the deployment's prefix before the domain's topic, as it is.

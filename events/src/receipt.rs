@@ -16,6 +16,8 @@ pub struct Receipt {
     pub appended_items: u32,
     /// Where they lie.
     pub appended: Appended,
+    /// What it was posted to ([`Target::receipt_name`](crate::target::Target::receipt_name)); none for a domain.
+    pub target: Option<String>,
 }
 
 #[derive(Serialize, Deserialize)]
@@ -23,6 +25,8 @@ struct Wire {
     b: BatchId,
     n: u32,
     p: Vec<(String, i32, i64)>,
+    #[serde(rename = "to", default, skip_serializing_if = "Option::is_none")]
+    target: Option<String>,
 }
 
 impl Receipt {
@@ -39,6 +43,7 @@ impl Receipt {
                 b: self.batch,
                 n: self.appended_items,
                 p: places,
+                target: self.target.clone(),
             },
         )
     }
@@ -54,6 +59,7 @@ impl Receipt {
             batch: wire.b,
             appended_items: wire.n,
             appended,
+            target: wire.target,
         })
     }
 }

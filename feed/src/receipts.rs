@@ -6,11 +6,12 @@ use chrono::{DateTime, Utc};
 use serde_json::Value;
 use tidelog_events::answer::{Answer, RefusedItem};
 use tidelog_events::batch::BatchId;
-use tidelog_events::domain::{Domain, Registry};
+use tidelog_events::domain::Registry;
 use tidelog_events::ids::{Role, TenantId};
 use tidelog_events::outcome::ItemOutcome;
 use tidelog_events::position::{Appended, TopicPartition};
 use tidelog_events::receipt::Receipt;
+use tidelog_events::target::Target;
 use tidelog_http::auth::Caller;
 use tokio_postgres::Row;
 use uuid::Uuid;
@@ -85,7 +86,7 @@ impl Receipts<'_> {
         receipt: Option<Receipt>,
         outcomes: &[ItemOutcome],
     ) -> Option<String> {
-        let domain = self.domain(noted.as_ref(), receipt.as_ref(), outcomes)?;
+        let target = self.target(noted.as_ref(), receipt.as_ref(), outcomes)?;
         let (received_at, refused, receipt) = match noted {
             Some(Noted {
                 received_at,
@@ -100,13 +101,15 @@ impl Receipts<'_> {
                     batch,
                     appended_items,
                     appended,
+                    target: target.receipt_name().map(str::to_owned),
                 }),
             ),
             None => (Utc::now(), Vec::new(), receipt),
         };
         let items = receipt.as_ref().map(|receipt| receipt.appended_items as usize);
         let answer = Answer {
-            domain,
+            target: &target,
+            registry: self.registry,
             batch_id: batch.to_string(),
             // Without a note nor a receipt at hand, the batch's own id is what this path takes too.
             receipt: receipt.map_or_else(|| batch.to_string(), |receipt| receipt.seal(tenant)),
@@ -118,24 +121,26 @@ impl Receipts<'_> {
         Some(answer.to_json())
     }
 
-    fn domain(
+    fn target(
         &self,
         noted: Option<&Noted>,
         receipt: Option<&Receipt>,
         outcomes: &[ItemOutcome],
-    ) -> Option<&Domain> {
+    ) -> Option<Target> {
         let named = noted
             .map(|noted| noted.domain.as_str())
+            .or(receipt.and_then(|receipt| receipt.target.as_deref()))
             .or(outcomes.first().map(|item| item.domain.as_str()));
-        if let Some(domain) = named.and_then(|name| self.registry.by_name(name)) {
-            return Some(domain);
+        if let Some(target) = named.and_then(|name| Target::named(name, self.registry)) {
+            return Some(target);
         }
         let (place, _) = receipt?.appended.iter().next()?;
         let topic = place.topic.strip_prefix(self.topic_prefix)?;
         self.registry
             .iter()
             .find(|domain| domain.topic == topic)
-            .map(AsRef::as_ref)
+            .cloned()
+            .map(Target::Domain)
     }
 }
 

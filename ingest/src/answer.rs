@@ -4,13 +4,15 @@
 use crate::claim::Stored;
 use crate::incoming::Identity;
 use crate::ledger::Ledger;
+use crate::resolution;
 use chrono::{DateTime, Utc};
 use std::sync::Arc;
 use std::time::Duration;
 use tidelog_events::answer::{Answer, RefusedItem};
-use tidelog_events::domain::Domain;
-use tidelog_events::outcome::{FindOutcomes, ItemOutcome};
+use tidelog_events::domain::Registry;
+use tidelog_events::outcome::{FindOutcomes, ItemOutcome, Outcome};
 use tidelog_events::position::{Appended, Positions};
+use tidelog_events::target::Target;
 use tokio::sync::{Semaphore, watch};
 use tokio::time::Instant;
 
@@ -43,7 +45,7 @@ pub enum Reply {
 /// A batch that is in the log, on its way to its answer.
 #[derive(Debug)]
 pub(crate) struct Taken {
-    pub(crate) domain: Arc<Domain>,
+    pub(crate) target: Target,
     pub(crate) identity: Identity,
     /// Sealed.
     pub(crate) receipt: String,
@@ -56,10 +58,34 @@ pub(crate) struct Taken {
 }
 
 impl Taken {
+    /// The final answer. One to a decision that could not be is a problem; the body is the same for every retry.
+    pub(crate) fn conclude(&self, registry: &Registry, outcomes: &[ItemOutcome]) -> Stored {
+        let refusal = self.refused.first().map(|item| &item.error).or_else(|| {
+            outcomes.iter().find_map(|item| match &item.outcome {
+                Outcome::Refused { error } => Some(error),
+                _ => None,
+            })
+        });
+        match (&self.target, refusal) {
+            (Target::Resolution, Some(error)) => {
+                let problem = resolution::problem(error);
+                Stored {
+                    status: problem.status().as_u16(),
+                    body: String::from_utf8_lossy(&problem.to_bytes()).into_owned(),
+                }
+            }
+            _ => Stored {
+                status: 200,
+                body: self.compose(registry, outcomes, false),
+            },
+        }
+    }
+
     /// The body, from the outcomes known.
-    pub(crate) fn compose(&self, outcomes: &[ItemOutcome], pending: bool) -> String {
+    pub(crate) fn compose(&self, registry: &Registry, outcomes: &[ItemOutcome], pending: bool) -> String {
         let answer = Answer {
-            domain: &self.domain,
+            target: &self.target,
+            registry,
             batch_id: self.identity.batch.to_string(),
             receipt: self.receipt.clone(),
             received_at: self.received_at,
@@ -72,9 +98,9 @@ impl Taken {
 
     /// The answer while outcomes are to come. The same however often it is asked for, as it says only what the
     /// gateway itself decided.
-    pub(crate) fn accepted(self) -> Reply {
+    pub(crate) fn accepted(self, registry: &Registry) -> Reply {
         Reply::Accepted {
-            body: self.compose(&[], true),
+            body: self.compose(registry, &[], true),
             receipt: self.receipt,
             replayed: self.replayed,
         }
@@ -83,6 +109,7 @@ impl Taken {
 
 /// Where answers come from.
 pub(crate) struct Answers<F> {
+    pub(crate) registry: Arc<Registry>,
     pub(crate) positions: watch::Receiver<Arc<Positions>>,
     pub(crate) outcomes: F,
     pub(crate) ledger: Arc<Ledger>,
@@ -97,12 +124,9 @@ impl<F: FindOutcomes> Answers<F> {
     /// Waits for the projection until the deadline, and answers.
     pub(crate) async fn conclude(&self, taken: Taken, deadline: Instant) -> Reply {
         match self.outcomes(&taken, deadline).await {
-            None => taken.accepted(),
+            None => taken.accepted(&self.registry),
             Some(outcomes) => {
-                let answer = Stored {
-                    status: 200,
-                    body: taken.compose(&outcomes, false),
-                };
+                let answer = taken.conclude(&self.registry, &outcomes);
                 let Stored { status, body } = self.keep(&taken, answer).await;
                 Reply::Final {
                     status,

@@ -4,7 +4,6 @@
 use crate::error::IngestError;
 use crate::judge::Accepted;
 use crate::producer::Sending;
-use crate::terms::Terms;
 use tidelog_events::envelope::Stamp;
 use tidelog_events::topic_name;
 
@@ -13,7 +12,6 @@ pub(crate) fn hand_over(
     sending: &Sending<'_>,
     stamp: &Stamp,
     topic_prefix: &str,
-    terms: &Terms,
     items: &[Accepted<'_>],
 ) -> Result<(), IngestError> {
     // Nearly always one topic a batch: its name is made once.
@@ -23,6 +21,7 @@ pub(crate) fn hand_over(
         domain,
         item,
         time,
+        policy,
     } in items
     {
         if topic.0 != domain.topic {
@@ -35,10 +34,11 @@ pub(crate) fn hand_over(
             *index,
             *time,
             item.base,
-            terms.settings.policy(domain),
+            *policy,
+            item.client_time.as_deref(),
         );
         let headers = headers.iter().map(|(name, value)| (*name, value.as_ref()));
-        sending.send(&topic.1, &item.key, item.raw, headers)?;
+        sending.send(&topic.1, &item.key, &item.raw, headers)?;
     }
     Ok(())
 }

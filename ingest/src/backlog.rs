@@ -131,7 +131,7 @@ mod tests {
                 batch: BatchId::of(key, &fingerprint),
                 key_ttl: Duration::from_secs(1),
             },
-            domain: "helpdesk".into(),
+            target: "helpdesk".into(),
             received_at: chrono::Utc::now(),
             items: 1,
             appended_items: 1,

@@ -4,6 +4,7 @@
 use http::StatusCode;
 use tidelog_events::batch::BatchError;
 use tidelog_http::Problem;
+use tidelog_http::idempotency_key::KeyError;
 
 /// Why a batch is not taken.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
@@ -17,6 +18,15 @@ pub enum IngestError {
     /// The body names another device than the token.
     #[error("client_id is another device than the token was given to")]
     OtherDevice,
+    /// A mixed batch without a key.
+    #[error("a mixed batch needs a key: the header Idempotency-Key, or idempotency_key in the body")]
+    NoKey,
+    /// Two keys that differ.
+    #[error("the header Idempotency-Key and idempotency_key in the body are two different keys")]
+    TwoKeys,
+    /// The body's key is none.
+    #[error("idempotency_key: {0}")]
+    BadKey(KeyError),
     /// The key is known for another body.
     #[error("this idempotency key was used for another batch; a new batch needs a new key")]
     OtherBody,
@@ -50,7 +60,9 @@ impl IngestError {
             IngestError::NoBatch(error) => {
                 StatusCode::from_u16(error.status()).unwrap_or(StatusCode::BAD_REQUEST)
             }
-            IngestError::NoDevice => StatusCode::BAD_REQUEST,
+            IngestError::NoDevice | IngestError::NoKey | IngestError::TwoKeys | IngestError::BadKey(_) => {
+                StatusCode::BAD_REQUEST
+            }
             IngestError::OtherDevice => StatusCode::FORBIDDEN,
             IngestError::OtherBody => StatusCode::UNPROCESSABLE_ENTITY,
             IngestError::InFlight { .. } => StatusCode::CONFLICT,
@@ -82,9 +94,11 @@ impl From<IngestError> for Problem {
             IngestError::NoBatch(BatchError::Malformed { line, column, .. }) => Problem::bad_request(detail)
                 .with("line", *line)
                 .with("column", *column),
-            IngestError::NoBatch(BatchError::Member(_)) | IngestError::NoDevice => {
-                Problem::bad_request(detail)
-            }
+            IngestError::NoBatch(BatchError::Member(_))
+            | IngestError::NoDevice
+            | IngestError::NoKey
+            | IngestError::TwoKeys => Problem::bad_request(detail),
+            IngestError::BadKey(error) => (*error).into(),
             IngestError::OtherDevice => Problem::forbidden(detail),
             IngestError::OtherBody => Problem::unprocessable(
                 "idempotency-key-reused",

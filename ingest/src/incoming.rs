@@ -1,26 +1,51 @@
 //! A body as a batch of one device of one user: whose it is, what it is known by. Judges no item and touches no store.
 
 use crate::error::IngestError;
+use crate::resolution::{Contested, DESK, Wanted};
 use crate::terms::Terms;
 use bytes::Bytes;
 use chrono::{DateTime, Utc};
 use std::sync::Arc;
 use std::time::Duration;
-use tidelog_events::batch::{Batch, BatchError, BatchId, Fingerprint};
+use tidelog_events::batch::{Batch, BatchError, BatchId, Fingerprint, MIXED_OPERATION};
 use tidelog_events::domain::Domain;
 use tidelog_events::ids::{DeviceId, TenantId, UserId};
 use tidelog_events::item::Entry;
+use tidelog_events::target::Target;
 use tidelog_http::auth::Caller;
 use tidelog_http::idempotency_key::IdempotencyKey;
+use uuid::Uuid;
 
-/// A request to take a batch to one domain.
+/// What a request posts to.
+#[derive(Debug, Clone)]
+pub enum To {
+    /// One domain.
+    Domain(Arc<Domain>),
+    /// All domains that take mixed batches.
+    Mixed,
+    /// A conflict, to decide it.
+    Conflict(Box<Contested>),
+}
+
+impl To {
+    /// As it is kept.
+    pub(crate) fn target(&self) -> Target {
+        match self {
+            To::Domain(domain) => Target::Domain(domain.clone()),
+            To::Mixed => Target::Mixed,
+            To::Conflict(_) => Target::Resolution,
+        }
+    }
+}
+
+/// A request to take a batch.
 #[derive(Debug, Clone)]
 pub struct Post {
     /// Posted to.
-    pub domain: Arc<Domain>,
+    pub to: To,
     /// By whom.
     pub caller: Caller,
-    /// Under which key, where the client chose one.
+    /// Under which key, where the client chose one in the header.
     pub key: Option<IdempotencyKey>,
     /// The body, UTF-8.
     pub body: Bytes,
@@ -47,7 +72,28 @@ pub(crate) struct Incoming<'a> {
     pub(crate) sent_at: Option<DateTime<Utc>>,
     /// What kind of device posts, where the body says so.
     pub(crate) device_type: Option<String>,
-    pub(crate) entries: Vec<Entry<'a>>,
+    pub(crate) items: Items<'a>,
+}
+
+/// What a body holds, by what it was posted to.
+#[derive(Debug)]
+pub(crate) enum Items<'a> {
+    /// Of one domain.
+    Of(Arc<Domain>, Vec<Entry<'a>>),
+    /// Each of whatever domain it names.
+    Mixed(Vec<Entry<'a>>),
+    /// One decision.
+    Decision(Box<Contested>, Wanted<'a>),
+}
+
+impl Items<'_> {
+    /// How many.
+    pub(crate) fn count(&self) -> usize {
+        match self {
+            Items::Of(_, entries) | Items::Mixed(entries) => entries.len(),
+            Items::Decision(..) => 1,
+        }
+    }
 }
 
 impl<'a> Incoming<'a> {
@@ -55,48 +101,133 @@ impl<'a> Incoming<'a> {
     pub(crate) fn of(post: &'a Post, terms: &Terms) -> Result<Incoming<'a>, IngestError> {
         // The route's body filter has checked this once; it costs little beside the parsing.
         let body = std::str::from_utf8(&post.body).map_err(|_| IngestError::Internal)?;
-        let Batch {
-            client_id,
-            sent_at,
-            entries,
-            device_type,
-        } = Batch::parse(body)?;
-        let (count, limit) = (entries.len(), terms.settings.batch_items());
-        if count > limit {
-            let field = "entries";
-            return Err(BatchError::TooMany { field, count, limit }.into());
+        let header = post.key.as_ref().map(|key| key.as_str().to_owned());
+        match &post.to {
+            To::Domain(domain) => {
+                let (batch, entries) = parted(Batch::parse(body)?);
+                few_enough(&entries, "entries", terms)?;
+                let operation = format!("POST /api/v1/{}/sync", domain.name);
+                let key = |print: &Fingerprint| header.unwrap_or_else(|| print.as_key());
+                let identity = identify(
+                    post,
+                    terms,
+                    device(&batch, &post.caller)?,
+                    &operation,
+                    &entries,
+                    key,
+                );
+                Ok(batch.incoming(identity, Items::Of(domain.clone(), entries)))
+            }
+            To::Mixed => {
+                let (batch, entries) = parted(Batch::parse_mixed(body)?);
+                few_enough(&entries, "items", terms)?;
+                let key = required_key(header, batch.key.as_deref())?;
+                let device = device(&batch, &post.caller)?;
+                let identity = identify(post, terms, device, MIXED_OPERATION, &entries, |_| key);
+                Ok(batch.incoming(identity, Items::Mixed(entries)))
+            }
+            To::Conflict(contested) => {
+                let wanted = Wanted::read(body)?;
+                let (batch, _) = parted(Batch::parse_envelope(body)?);
+                let device = match device(&batch, &post.caller) {
+                    Err(IngestError::NoDevice) => DeviceId::parse(DESK).map_err(|_| IngestError::Internal)?,
+                    device => device?,
+                };
+                let operation = format!("POST /api/v1/conflicts/{}/resolve", contested.id);
+                // Without a key of the caller's, deciding twice is two decisions, of which the second is told so.
+                let key = |_: &Fingerprint| header.unwrap_or_else(|| Uuid::new_v4().simple().to_string());
+                let entries = std::slice::from_ref(&wanted.entry);
+                let identity = identify(post, terms, device, &operation, entries, key);
+                Ok(batch.incoming(identity, Items::Decision(contested.clone(), wanted)))
+            }
         }
-        let caller = &post.caller;
-        let device = device(client_id, caller.device.as_ref())?;
-        let operation = format!("POST /api/v1/{}/sync", post.domain.name);
-        let fingerprint = Fingerprint::of(&operation, &caller.tenant, &caller.user, &device, &entries);
-        let key = match &post.key {
-            Some(key) => key.as_str().to_owned(),
-            None => fingerprint.as_key(),
-        };
-        let identity = Identity {
-            tenant: caller.tenant.clone(),
-            user: caller.user.clone(),
-            batch: BatchId::of(&key, &fingerprint),
-            device,
-            key,
-            fingerprint,
-            key_ttl: terms.key_ttl,
-        };
-        Ok(Incoming {
-            identity,
-            sent_at,
-            device_type,
-            entries,
-        })
     }
 }
 
-fn device(in_body: Option<DeviceId>, in_token: Option<&DeviceId>) -> Result<DeviceId, IngestError> {
-    match (in_body, in_token) {
-        (Some(body), Some(token)) if body != *token => Err(IngestError::OtherDevice),
-        (Some(device), _) => Ok(device),
-        (None, Some(device)) => Ok(device.clone()),
+/// What a body says beside its items.
+struct Envelope {
+    client_id: Option<DeviceId>,
+    sent_at: Option<DateTime<Utc>>,
+    device_type: Option<String>,
+    key: Option<String>,
+}
+
+impl Envelope {
+    fn incoming<'a>(self, identity: Identity, items: Items<'a>) -> Incoming<'a> {
+        Incoming {
+            identity,
+            sent_at: self.sent_at,
+            device_type: self.device_type,
+            items,
+        }
+    }
+}
+
+fn parted(batch: Batch<'_>) -> (Envelope, Vec<Entry<'_>>) {
+    let Batch {
+        client_id,
+        sent_at,
+        device_type,
+        idempotency_key,
+        entries,
+    } = batch;
+    let envelope = Envelope {
+        client_id,
+        sent_at,
+        device_type,
+        key: idempotency_key,
+    };
+    (envelope, entries)
+}
+
+fn few_enough(entries: &[Entry<'_>], field: &'static str, terms: &Terms) -> Result<(), IngestError> {
+    let (count, limit) = (entries.len(), terms.settings.batch_items());
+    match count > limit {
+        true => Err(BatchError::TooMany { field, count, limit }.into()),
+        false => Ok(()),
+    }
+}
+
+fn identify(
+    post: &Post,
+    terms: &Terms,
+    device: DeviceId,
+    operation: &str,
+    entries: &[Entry<'_>],
+    key: impl FnOnce(&Fingerprint) -> String,
+) -> Identity {
+    let caller = &post.caller;
+    let fingerprint = Fingerprint::of(operation, &caller.tenant, &caller.user, &device, entries);
+    let key = key(&fingerprint);
+    Identity {
+        tenant: caller.tenant.clone(),
+        user: caller.user.clone(),
+        batch: BatchId::of(&key, &fingerprint),
+        device,
+        key,
+        fingerprint,
+        key_ttl: terms.key_ttl,
+    }
+}
+
+/// A mixed batch has to have a key; where both places name one, they agree.
+fn required_key(header: Option<String>, body: Option<&str>) -> Result<String, IngestError> {
+    let body = body
+        .map(IdempotencyKey::new)
+        .transpose()
+        .map_err(IngestError::BadKey)?;
+    match (header, body) {
+        (Some(header), Some(body)) if header != body.as_str() => Err(IngestError::TwoKeys),
+        (Some(header), _) => Ok(header),
+        (None, Some(body)) => Ok(body.as_str().to_owned()),
+        (None, None) => Err(IngestError::NoKey),
+    }
+}
+
+fn device(batch: &Envelope, caller: &Caller) -> Result<DeviceId, IngestError> {
+    match (&batch.client_id, &caller.device) {
+        (Some(body), Some(token)) if body != token => Err(IngestError::OtherDevice),
+        (Some(device), _) | (None, Some(device)) => Ok(device.clone()),
         (None, None) => Err(IngestError::NoDevice),
     }
 }
@@ -109,7 +240,7 @@ mod tests {
 
     fn post(device: Option<&str>, key: Option<&str>, body: &str) -> Post {
         Post {
-            domain: Registry::shipped().by_name("helpdesk").expect("a domain").clone(),
+            to: To::Domain(Registry::shipped().by_name("helpdesk").expect("a domain").clone()),
             caller: Caller {
                 tenant: TenantId::parse("acme").expect("tenant"),
                 user: UserId::parse("anna").expect("user"),

@@ -1,24 +1,27 @@
 //! Each item of a batch judged alone, and its time put right: device clocks are wrong, and the skew of this one is
 //! known where the batch says when it was sent. Pure; must not know where items go.
 
-use crate::incoming::Incoming;
+use crate::incoming::{Incoming, Items};
 use crate::terms::Terms;
 use chrono::{DateTime, Utc};
 use tidelog_events::answer::RefusedItem;
-use tidelog_events::domain::Domain;
-use tidelog_events::item::{self, Item, Posting};
+use tidelog_events::domain::{Domain, Policy, Registry};
+use tidelog_events::item::{self, Entry, Item, Posting};
+use tidelog_events::mixed;
 
 /// An item that goes to the log.
 #[derive(Debug)]
 pub(crate) struct Accepted<'a> {
     /// Its index in the batch.
     pub(crate) index: u32,
-    /// Where it belongs; a batch may mix domains one day.
+    /// Where it belongs.
     pub(crate) domain: &'a Domain,
     /// The item.
     pub(crate) item: Item<'a>,
     /// When the device did it, by our clock.
     pub(crate) time: DateTime<Utc>,
+    /// How a conflict is to be decided.
+    pub(crate) policy: Policy,
 }
 
 /// A batch, item by item.
@@ -30,10 +33,10 @@ pub(crate) struct Judged<'a> {
     pub(crate) refused: Vec<RefusedItem>,
 }
 
-/// Judges every item of a batch to one domain.
+/// Judges every item of a batch.
 pub(crate) fn judge<'a>(
-    domain: &'a Domain,
-    incoming: &Incoming<'a>,
+    registry: &'a Registry,
+    incoming: &'a Incoming<'_>,
     clock: &Clock,
     terms: &Terms,
 ) -> Judged<'a> {
@@ -47,23 +50,69 @@ pub(crate) fn judge<'a>(
         item_bytes: terms.settings.item_bytes(),
     };
     let mut judged = Judged::default();
-    judged.accepted.reserve_exact(incoming.entries.len());
-    for (index, entry) in (0..).zip(&incoming.entries) {
-        match item::judge(domain, entry, &posting) {
-            Ok(item) => judged.accepted.push(Accepted {
-                index,
-                domain,
-                time: clock.correct(item.time),
-                item,
-            }),
-            Err(rejected) => judged.refused.push(RefusedItem {
-                index,
-                subject: rejected.subject,
-                error: rejected.error,
-            }),
+    judged.accepted.reserve_exact(incoming.items.count());
+    let mut take = |index: u32, verdict: Result<(&'a Domain, Item<'a>), RefusedItem>| match verdict {
+        Ok((domain, item)) => judged.accepted.push(Accepted {
+            index,
+            domain,
+            time: clock.correct(item.time),
+            policy: terms.settings.policy(domain),
+            item,
+        }),
+        Err(refused) => judged.refused.push(refused),
+    };
+    match &incoming.items {
+        Items::Of(domain, entries) => {
+            for (index, entry) in (0..).zip(entries) {
+                take(index, of_domain(domain, index, entry, &posting));
+            }
+        }
+        Items::Mixed(entries) => {
+            for (index, entry) in (0..).zip(entries) {
+                take(index, of_mixed(registry, index, entry, &posting));
+            }
+        }
+        Items::Decision(contested, wanted) => {
+            let item = wanted.judge(contested, &posting);
+            take(0, item.map(|item| (contested.domain.as_ref(), item)));
+            // It is the person's way to decide, whatever the tenant has set.
+            for accepted in &mut judged.accepted {
+                accepted.policy = wanted.strategy.policy();
+            }
         }
     }
     judged
+}
+
+fn of_domain<'a>(
+    domain: &'a Domain,
+    index: u32,
+    entry: &Entry<'a>,
+    posting: &Posting<'_>,
+) -> Result<(&'a Domain, Item<'a>), RefusedItem> {
+    match item::judge(domain, entry, posting) {
+        Ok(item) => Ok((domain, item)),
+        Err(rejected) => Err(RefusedItem {
+            index,
+            subject: rejected.subject,
+            entity_type: None,
+            error: rejected.error,
+        }),
+    }
+}
+
+fn of_mixed<'a>(
+    registry: &'a Registry,
+    index: u32,
+    entry: &Entry<'a>,
+    posting: &Posting<'_>,
+) -> Result<(&'a Domain, Item<'a>), RefusedItem> {
+    mixed::judge(registry, entry, posting).map_err(|rejected| RefusedItem {
+        index,
+        subject: rejected.subject,
+        entity_type: rejected.entity_type,
+        error: rejected.error,
+    })
 }
 
 /// Our clock and the device's, at the batch's arrival.

@@ -7,6 +7,7 @@
 //! - `incoming`: the body as a batch of a device, its fingerprint and its id
 //! - `terms`: what its tenant has set
 //! - `claim`: who may append under a key, in one statement
+//! - `resolution`: the decision of a conflict, which is posted and appended like a batch of one
 //! - `judge`: items taken and refused, and the time of each, corrected for the device's clock
 //! - `append`: items as events, to the [`producer`], whose reports one `delivery` a batch counts
 //! - `record`: what the gateway keeps of a batch; `backlog` keeps it while Postgres is away
@@ -31,6 +32,7 @@ mod judge;
 mod ledger;
 pub mod producer;
 mod record;
+mod resolution;
 pub mod routes;
 pub mod service;
 pub mod settings;

@@ -13,7 +13,8 @@ use tokio_postgres::types::Json;
 #[derive(Debug, Clone)]
 pub(crate) struct Record {
     pub(crate) identity: Identity,
-    pub(crate) domain: String,
+    /// What it was posted to, by name.
+    pub(crate) target: String,
     pub(crate) received_at: DateTime<Utc>,
     /// How many were posted.
     pub(crate) items: u32,
@@ -115,7 +116,7 @@ impl Ledger {
                     key,
                     &&fingerprint.0[..],
                     &batch.0,
-                    &record.domain,
+                    &record.target,
                     &record.received_at,
                     &(record.items as i32),
                     &(record.appended_items as i32),

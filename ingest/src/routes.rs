@@ -1,20 +1,26 @@
-//! `POST /api/v1/{domain}/sync`: a request becomes a [`Post`], a [`Reply`] becomes a response. Must not know what
+//! `POST /api/v1/{domain}/sync`, `/sync/batch` and `/conflicts/{id}/resolve`: a request becomes a [`Post`], a [`Reply`] becomes a response. Must not know what
 //! happens between the two.
 
-use crate::service::{Ingest, Post, Reply};
+use crate::resolution;
+use crate::service::{Contested, Ingest, Post, Reply, To};
 use crate::settings::Changer;
 use bytes::Bytes;
 use http::header::{CONTENT_TYPE, LOCATION};
 use http::{HeaderMap, HeaderValue, StatusCode};
 use std::sync::Arc;
 use std::time::Duration;
-use tidelog_events::domain::Domain;
+use tidelog_events::domain::Registry;
+use tidelog_events::error::ItemError;
+use tidelog_events::ids::Role;
 use tidelog_events::outcome::FindOutcomes;
+use tidelog_events::resolution::{ConflictsUnavailable, FindConflict};
 use tidelog_http::Problem;
 use tidelog_http::auth::{Auth, Caller};
 use tidelog_http::body::json_body;
 use tidelog_http::idempotency_key::{IDEMPOTENT_REPLAYED, IdempotencyKey};
 use tidelog_http::prefer::{PREFERENCE_APPLIED, Wait, wait};
+use tidelog_http::problem::PROBLEM_JSON;
+use uuid::Uuid;
 use warp::filters::BoxedFilter;
 use warp::reply::Response;
 use warp::{Filter, Rejection, Reply as _};
@@ -25,14 +31,22 @@ pub const MAX_BODY: usize = 10 << 20;
 /// How long a phone may fall silent while it sends a body.
 const IDLE: Duration = Duration::from_secs(30);
 
+/// How long finding a conflict may take.
+const FINDING: Duration = Duration::from_secs(5);
+
 /// The write side's routes. An unknown domain is 404, before token and body are looked at.
-pub fn routes<F: FindOutcomes>(
+pub fn routes<F: FindOutcomes, C: FindConflict>(
     ingest: Arc<Ingest<F>>,
     settings: Arc<Changer>,
+    conflicts: Arc<C>,
     auth: Auth,
 ) -> BoxedFilter<(Response,)> {
-    // A path of settings looks like that of a domain with this name, which no domain may have.
+    // Paths of the service's own look like those of domains with these names, which no domain may have.
     crate::settings::routes::routes(settings, auth.clone())
+        .or(mixed(ingest.clone(), auth.clone()))
+        .unify()
+        .or(resolve(ingest.clone(), conflicts, auth.clone()))
+        .unify()
         .or(sync(ingest, auth))
         .unify()
         .boxed()
@@ -49,34 +63,116 @@ fn sync<F: FindOutcomes>(
         .and_then(move |name: String| {
             let domain = domains.registry().by_name(&name).cloned();
             async move {
-                domain.ok_or_else(|| warp::reject::custom(Problem::not_found("there is no such domain")))
+                domain
+                    .map(To::Domain)
+                    .ok_or_else(|| warp::reject::custom(Problem::not_found("there is no such domain")))
             }
         })
-        .and(auth.caller())
+        .and(sent(auth))
+        .then(move |to: To, sent: Sent| take(ingest.clone(), to, sent))
+}
+
+fn mixed<F: FindOutcomes>(
+    ingest: Arc<Ingest<F>>,
+    auth: Auth,
+) -> impl Filter<Extract = (Response,), Error = Rejection> + Clone {
+    warp::path!("api" / "v1" / "sync" / "batch")
+        .and(warp::post())
+        .and(sent(auth))
+        .then(move |sent: Sent| take(ingest.clone(), To::Mixed, sent))
+}
+
+fn resolve<F: FindOutcomes, C: FindConflict>(
+    ingest: Arc<Ingest<F>>,
+    conflicts: Arc<C>,
+    auth: Auth,
+) -> impl Filter<Extract = (Response,), Error = Rejection> + Clone {
+    warp::path!("api" / "v1" / "conflicts" / String / "resolve")
+        .and(warp::post())
+        .and(sent(auth))
+        .then(move |id: String, sent: Sent| {
+            let (ingest, conflicts) = (ingest.clone(), conflicts.clone());
+            async move {
+                match contested(ingest.registry(), conflicts.as_ref(), &id, &sent).await {
+                    Ok(contested) => take(ingest, To::Conflict(Box::new(contested)), sent).await,
+                    Err(problem) => problem.into_response(),
+                }
+            }
+        })
+}
+
+/// The conflict that a request is about, where its caller may decide it. That it was decided already is told at once,
+/// unless a key says that this may be the decision itself, come again.
+async fn contested<C: FindConflict>(
+    registry: &Registry,
+    conflicts: &C,
+    id: &str,
+    sent: &Sent,
+) -> Result<Contested, Problem> {
+    let absent = || Problem::not_found("there is no such conflict for you");
+    let id = Uuid::try_parse(id).map_err(|_| Problem::bad_request("a conflict's id is a UUID"))?;
+    let caller = &sent.caller;
+    let finding = conflicts.conflict(&caller.tenant, &caller.user, caller.role, id);
+    let found = match tokio::time::timeout(FINDING, finding).await {
+        Ok(Ok(found)) => found.ok_or_else(absent)?,
+        Ok(Err(ConflictsUnavailable(error))) => {
+            tracing::warn!(error, "a conflict cannot be found");
+            return Err(Problem::unavailable("conflicts cannot be read right now", 1));
+        }
+        Err(_) => return Err(Problem::unavailable("conflicts cannot be read right now", 1)),
+    };
+    if caller.role == Role::User && caller.user != found.user {
+        return Err(resolution::problem(&ItemError::forbidden()));
+    }
+    if let Some(decided) = found.decided.as_ref().filter(|_| sent.key.is_none()) {
+        return Err(resolution::decided_before(decided));
+    }
+    let domain = registry.by_name(&found.domain).cloned().ok_or_else(absent)?;
+    Ok(Contested {
+        id,
+        domain,
+        conflict: found,
+    })
+}
+
+/// What every post brings.
+struct Sent {
+    caller: Caller,
+    key: Option<IdempotencyKey>,
+    wait: Wait,
+    body: Bytes,
+}
+
+fn sent(auth: Auth) -> impl Filter<Extract = (Sent,), Error = Rejection> + Clone {
+    auth.caller()
         .and(key())
         .and(wait())
         .and(json_body(MAX_BODY, IDLE))
-        .then(
-            move |domain: Arc<Domain>,
-                  caller: Caller,
-                  key: Option<IdempotencyKey>,
-                  wait: Wait,
-                  body: Bytes| {
-                let ingest = ingest.clone();
-                async move {
-                    let post = Post {
-                        domain,
-                        caller,
-                        key,
-                        body,
-                    };
-                    match ingest.post(post, wait.duration()).await {
-                        Ok(reply) => respond(reply, wait),
-                        Err(error) => Problem::from(error).into_response(),
-                    }
-                }
-            },
-        )
+        .map(|caller, key, wait, body| Sent {
+            caller,
+            key,
+            wait,
+            body,
+        })
+}
+
+async fn take<F: FindOutcomes>(ingest: Arc<Ingest<F>>, to: To, sent: Sent) -> Response {
+    let Sent {
+        caller,
+        key,
+        wait,
+        body,
+    } = sent;
+    let post = Post {
+        to,
+        caller,
+        key,
+        body,
+    };
+    match ingest.post(post, wait.duration()).await {
+        Ok(reply) => respond(reply, wait),
+        Err(error) => Problem::from(error).into_response(),
+    }
 }
 
 fn key() -> impl Filter<Extract = (Option<IdempotencyKey>,), Error = Rejection> + Copy {
@@ -106,7 +202,12 @@ fn respond(reply: Reply, wait: Wait) -> Response {
     let mut response = Response::new(body.into());
     *response.status_mut() = StatusCode::from_u16(status).unwrap_or(StatusCode::OK);
     let headers = response.headers_mut();
-    headers.insert(CONTENT_TYPE, HeaderValue::from_static("application/json"));
+    let kind = if status < 400 {
+        "application/json"
+    } else {
+        PROBLEM_JSON
+    };
+    headers.insert(CONTENT_TYPE, HeaderValue::from_static(kind));
     if replayed {
         headers.insert(IDEMPOTENT_REPLAYED, HeaderValue::from_static("true"));
     }

@@ -30,7 +30,8 @@ use tokio::time::Instant;
 use tracing::Instrument;
 
 pub use crate::answer::Reply;
-pub use crate::incoming::Post;
+pub use crate::incoming::{Post, To};
+pub use crate::resolution::Contested;
 
 /// What a batch counts at least, so that many small ones are bounded too.
 const LEAST_WEIGHT: usize = 32 * 1024;
@@ -105,14 +106,15 @@ impl<F: FindOutcomes> Ingest<F> {
             .unwrap_or(u32::MAX)
             .max(1);
         Arc::new(Ingest {
-            registry,
             producer,
             answers: Answers {
+                registry: registry.clone(),
                 positions,
                 outcomes,
                 ledger: ledger.clone(),
                 keeping: Arc::new(Semaphore::new(KEEPING)),
             },
+            registry,
             ledger,
             topic_prefix: config.topic_prefix,
             settings,
@@ -151,7 +153,7 @@ impl<F: FindOutcomes> Ingest<F> {
         })??;
         Ok(match outcome {
             Outcome::Open(taken) => self.answers.conclude(taken, deadline).await,
-            Outcome::Unrecorded(taken) => taken.accepted(),
+            Outcome::Unrecorded(taken) => taken.accepted(&self.registry),
             Outcome::Answered(Stored { status, body }, replayed) => Reply::Final {
                 status,
                 body,
@@ -235,7 +237,7 @@ impl<F: FindOutcomes> Ingest<F> {
             Some(sending) => sending.delivered().await?,
             None => Appended::default(),
         };
-        let items = incoming.entries.len();
+        let items = incoming.items.count();
         Ok(Logged {
             items,
             // At most `MAX_ENTRIES`.
@@ -252,7 +254,7 @@ impl<F: FindOutcomes> Ingest<F> {
         clock: &Clock,
         terms: &Terms,
     ) -> Result<(Vec<RefusedItem>, Option<Sending<'_>>), IngestError> {
-        let judged = judge(&post.domain, incoming, clock, terms);
+        let judged = judge(&self.registry, incoming, clock, terms);
         if judged.accepted.is_empty() {
             return Ok((judged.refused, None));
         }
@@ -267,7 +269,7 @@ impl<F: FindOutcomes> Ingest<F> {
             identity.batch,
         );
         let sending = self.producer.begin()?;
-        append::hand_over(&sending, &stamp, &self.topic_prefix, terms, &judged.accepted)?;
+        append::hand_over(&sending, &stamp, &self.topic_prefix, &judged.accepted)?;
         Ok((judged.refused, Some(sending)))
     }
 
@@ -279,13 +281,15 @@ impl<F: FindOutcomes> Ingest<F> {
         arrival: DateTime<Utc>,
         logged: Logged,
     ) -> Outcome {
+        let target = post.to.target();
         let receipt = Receipt {
             batch: identity.batch,
             appended_items: logged.appended_items,
             appended: logged.appended.clone(),
+            target: target.receipt_name().map(str::to_owned),
         };
         let taken = Taken {
-            domain: post.domain.clone(),
+            target,
             receipt: receipt.seal(&identity.tenant),
             identity,
             received_at: arrival,
@@ -295,13 +299,10 @@ impl<F: FindOutcomes> Ingest<F> {
             replayed: false,
         };
         // Where nothing reached the log, nothing is to come.
-        let answer = (taken.appended_items == 0).then(|| Stored {
-            status: 200,
-            body: taken.compose(&[], false),
-        });
+        let answer = (taken.appended_items == 0).then(|| taken.conclude(&self.registry, &[]));
         let record = Record {
             identity: taken.identity.clone(),
-            domain: post.domain.name.clone(),
+            target: taken.target.name().to_owned(),
             received_at: arrival,
             items: logged.items as u32,
             appended_items: taken.appended_items,
@@ -341,7 +342,7 @@ impl<F: FindOutcomes> Ingest<F> {
             None => (arrival, 0, Appended::default(), Vec::new()),
         };
         let taken = Taken {
-            domain: post.domain.clone(),
+            target: post.to.target(),
             identity,
             receipt,
             received_at,

@@ -171,6 +171,11 @@ fn content_of(event: &Event, raw: &[u8], item: &Doc) -> Uuid {
         hash.update(part.as_bytes());
     }
     hash.update(event.base.to_be_bytes());
+    // An item's own time tells the same edit made again later from a repeat; mostly it is in the value.
+    if let Some(time) = &event.client_time {
+        hash.update((time.len() as u64).to_be_bytes());
+        hash.update(time.as_bytes());
+    }
     let simple = std::str::from_utf8(raw).is_ok_and(|raw| hash_simple_content(&mut hash, raw));
     if !simple {
         hash_content(&mut hash, item);

@@ -52,6 +52,7 @@ pub fn receipt(tenant: &str, items: u32, last: i64) -> String {
     );
     let batch = BatchId(BATCH.parse().unwrap());
     Receipt {
+        target: None,
         batch,
         appended_items: items,
         appended,

@@ -19,6 +19,7 @@ use tidelog_events::domain::Registry;
 use tidelog_events::ids::{DeviceId, Role, TenantId, UserId};
 use tidelog_events::outcome::{Change, FindOutcomes, ItemOutcome, Outcome, OutcomesUnavailable};
 use tidelog_events::position::{Positions, TopicPartition};
+use tidelog_events::resolution::{ConflictsUnavailable, FindConflict, KnownConflict};
 use tidelog_events::settings::Settings;
 use tidelog_http::auth::{Auth, Claims, mint};
 use tidelog_http::problem::recover;
@@ -139,6 +140,21 @@ pub(crate) async fn fixture_of(
     }
 }
 
+/// A projection without conflicts.
+struct NoConflicts;
+
+impl FindConflict for NoConflicts {
+    async fn conflict(
+        &self,
+        _: &TenantId,
+        _: &UserId,
+        _: Role,
+        _: Uuid,
+    ) -> Result<Option<KnownConflict>, ConflictsUnavailable> {
+        Ok(None)
+    }
+}
+
 /// As if no tenant had set anything.
 fn nothing_set() -> watch::Receiver<Arc<Settings>> {
     let mut settings = Settings::unread();
@@ -218,8 +234,13 @@ impl Fixture {
             nothing_set(),
             &self.prefix,
         ));
-        let filter =
-            routes(self.ingest.clone(), changer, Auth::new(SECRET).expect("a secret")).recover(recover);
+        let filter = routes(
+            self.ingest.clone(),
+            changer,
+            Arc::new(NoConflicts),
+            Auth::new(SECRET).expect("a secret"),
+        )
+        .recover(recover);
         let mut request = warp::test::request()
             .method("POST")
             .path(path)

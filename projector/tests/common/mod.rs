@@ -228,6 +228,7 @@ impl Log {
             time,
             sent.base,
             sent.policy,
+            None,
         );
         let value = sent.item.to_string();
         let place = Place { partition: 0, offset };

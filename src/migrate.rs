@@ -20,7 +20,13 @@ use crate::output::OutputArgs;
 use crate::settings::{DatabaseSettings, DomainSettings};
 
 /// Every file of `migrations/`, by name; a test sees to it that none is forgotten.
-const MIGRATIONS: [(&str, &str); 1] = [("V1__core", include_str!("../migrations/V1__core.sql"))];
+const MIGRATIONS: [(&str, &str); 2] = [
+    ("V1__core", include_str!("../migrations/V1__core.sql")),
+    (
+        "V2__idempotency_items",
+        include_str!("../migrations/V2__idempotency_items.sql"),
+    ),
+];
 
 /// How long a statement waits for a lock that a running service holds.
 const LOCK_TIMEOUT: Duration = Duration::from_secs(30);

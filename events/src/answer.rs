@@ -78,8 +78,8 @@ impl Answer<'_> {
                 Outcome::Refused { error } => {
                     errors.push((item.index, error_entry(item.index, Some(&item.subject), error)))
                 }
-                outcome if is_conflict(outcome) => conflicts.push((item.index, outcome_entry(item))),
-                _ => synced.push((item.index, outcome_entry(item))),
+                outcome if is_conflict(outcome) => conflicts.push((item.index, item_entry(item))),
+                _ => synced.push((item.index, item_entry(item))),
             }
         }
         let mut body = Map::new();
@@ -136,7 +136,7 @@ fn is_conflict(outcome: &Outcome) -> bool {
 }
 
 /// One entry of `synced_items` or `conflicts`: a duplicate tells its first outcome under its own status.
-fn outcome_entry(item: &ItemOutcome) -> Value {
+pub fn item_entry(item: &ItemOutcome) -> Value {
     let (duplicate, first) = match &item.outcome {
         Outcome::Duplicate { first } => (true, first.as_ref()),
         outcome => (false, outcome),

@@ -11,6 +11,8 @@
 //! - `record`: what the gateway keeps of a batch; `backlog` keeps it while Postgres is away
 //! - `answer`: waits for the projection, composes the final answer, stores its bytes
 //!
+//! Beside that, [`mod@lookup`] tells what is known of a key, and `expiry` removes those whose time is over.
+//!
 //! `ledger` is Postgres as claims and records see it, with a deadline and a `breaker`, so that an outage costs little.
 //! [`error`] is why a batch is not taken. Must not know how a fold decides or how rows and feeds look: it meets them
 //! in the log, in positions, and through [`tidelog_events::outcome::FindOutcomes`].
@@ -23,9 +25,11 @@ mod claim;
 mod config;
 mod delivery;
 pub mod error;
+mod expiry;
 mod incoming;
 mod judge;
 mod ledger;
+pub mod lookup;
 pub mod producer;
 mod record;
 pub mod routes;

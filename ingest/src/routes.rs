@@ -1,10 +1,12 @@
-//! `POST /api/v1/{domain}/sync`: a request becomes a [`Post`], a [`Reply`] becomes a response. Must not know what
-//! happens between the two.
+//! `POST /api/v1/{domain}/sync` and `GET /api/v1/sync/idempotency/{key}`: a request becomes a [`Post`], a [`Reply`]
+//! becomes a response. Must not know what happens between the two.
 
+use crate::lookup::Known;
 use crate::service::{Ingest, Post, Reply};
 use bytes::Bytes;
-use http::header::{CONTENT_TYPE, LOCATION};
+use http::header::{CACHE_CONTROL, CONTENT_TYPE, LOCATION};
 use http::{HeaderMap, HeaderValue, StatusCode};
+use percent_encoding::percent_decode_str;
 use std::sync::Arc;
 use std::time::Duration;
 use tidelog_events::domain::Domain;
@@ -26,7 +28,42 @@ const IDLE: Duration = Duration::from_secs(30);
 
 /// The write side's routes. An unknown domain is 404, before token and body are looked at.
 pub fn routes<F: FindOutcomes>(ingest: Arc<Ingest<F>>, auth: Auth) -> BoxedFilter<(Response,)> {
-    sync(ingest, auth).boxed()
+    known(ingest.clone(), auth.clone())
+        .or(sync(ingest, auth))
+        .unify()
+        .boxed()
+}
+
+/// What is known of a key.
+fn known<F: FindOutcomes>(
+    ingest: Arc<Ingest<F>>,
+    auth: Auth,
+) -> impl Filter<Extract = (Response,), Error = Rejection> + Clone {
+    warp::path!("api" / "v1" / "sync" / "idempotency" / String)
+        .and(warp::get())
+        .and(auth.caller())
+        .then(move |key: String, caller: Caller| {
+            let ingest = ingest.clone();
+            async move {
+                let key = percent_decode_str(&key).decode_utf8_lossy();
+                let key = match IdempotencyKey::new(&key) {
+                    Ok(key) => key,
+                    Err(error) => return Problem::from(error).into_response(),
+                };
+                match ingest.known(&caller, &key).await {
+                    Ok(known) => told(&known),
+                    Err(error) => Problem::from(error).into_response(),
+                }
+            }
+        })
+}
+
+/// An answer is one caller's, of one moment.
+fn told(known: &Known) -> Response {
+    let mut response = warp::reply::json(known).into_response();
+    let headers = response.headers_mut();
+    headers.insert(CACHE_CONTROL, HeaderValue::from_static("no-store"));
+    response
 }
 
 fn sync<F: FindOutcomes>(

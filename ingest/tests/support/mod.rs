@@ -140,7 +140,8 @@ async fn schema(database: &tokio_postgres::Config, name: &str) -> tokio_postgres
     let (db, connection) = database.connect(NoTls).await.expect("Postgres");
     tokio::spawn(connection);
     let core = include_str!("../../../migrations/V1__core.sql");
-    db.batch_execute(&format!("CREATE SCHEMA {name}; SET search_path = {name}; {core}"))
+    let items = include_str!("../../../migrations/V2__idempotency_items.sql");
+    db.batch_execute(&format!("CREATE SCHEMA {name}; SET search_path = {name}; {core}; {items}"))
         .await
         .expect("the core tables");
     db

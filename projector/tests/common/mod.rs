@@ -7,6 +7,7 @@ pub mod tale;
 
 use chrono::{DateTime, Duration, Utc};
 use serde_json::{Value, json};
+use std::collections::btree_map::Entry;
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 use tidelog_events::batch::{BatchId, Fingerprint};
@@ -19,6 +20,7 @@ use tidelog_events::position::Place;
 use tidelog_projector::chunk::{Results, World, child_domains, fold_chunk, needed_pasts, repeatable};
 use tidelog_projector::document::Touched;
 use tidelog_projector::event::Arrived;
+use tidelog_projector::hits::{self, HitKey};
 use tidelog_projector::merge::Kept;
 use tidelog_projector::state::{EventKey, PastChange, RecordKey, State};
 use uuid::Uuid;
@@ -141,7 +143,11 @@ pub struct Shelf {
     pub feed: Vec<Feed>,
     pub outcomes: BTreeMap<EventKey, (RecordKey, Uuid, Outcome)>,
     pub conflicts: BTreeMap<Uuid, Attempted>,
+    pub hits: BTreeMap<HitKey, Counted>,
 }
+
+/// A row of `idempotency_records`: how many hits, since when, and the last one's event and log time.
+pub type Counted = (i64, DateTime<Utc>, EventKey, DateTime<Utc>);
 
 /// A row of `conflicts`.
 #[derive(Debug, Clone, PartialEq)]
@@ -194,10 +200,11 @@ impl Log {
         }
     }
 
-    /// Appends an item; its log time is a year after [`start`] and its offset in seconds.
+    /// Appends an item; its log time is a year after [`start`] and seven hours an offset, so that some pasts are longer
+    /// than hits are kept.
     pub fn append(&mut self, sent: &Sent) -> Arc<Arrived> {
         let offset = self.events.len() as i64;
-        let log_time = start() + Duration::days(365) + Duration::seconds(offset);
+        let log_time = start() + Duration::days(365) + Duration::hours(7 * offset);
         let time = sent.minute.map_or(log_time, minute);
         let domain = self.registry.by_name(sent.domain).expect("a domain").clone();
         let stamp = Stamp::new(
@@ -308,6 +315,17 @@ impl Shelf {
     }
 
     fn keep(&mut self, world: &World, results: Results) {
+        for (key, hits) in hits::count(&results.outcomes) {
+            let row = self.hits.entry(key);
+            // As the statement has it, which knows no more of what it finds than its row.
+            let (mut count, mut since) = (hits.count, hits.since);
+            if let Entry::Occupied(known) = &row
+                && known.get().3 + hits::KEPT > hits.since
+            {
+                (count, since) = (known.get().0 + count, known.get().1);
+            }
+            row.insert_entry((count, since, hits.last.key(), hits.last.log_time));
+        }
         for key in &results.changed {
             let state = world
                 .records

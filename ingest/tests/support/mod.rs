@@ -216,6 +216,28 @@ impl Fixture {
         request.reply(&filter).await
     }
 
+    /// What anna is told of a key, on any device of hers.
+    pub(crate) async fn known(&self, key: &str) -> Response<Bytes> {
+        self.known_to(key, "anna", None, Role::User).await
+    }
+
+    pub(crate) async fn known_to(
+        &self,
+        key: &str,
+        user: &str,
+        device: Option<&str>,
+        role: Role,
+    ) -> Response<Bytes> {
+        let filter = routes(self.ingest.clone(), Auth::new(SECRET).expect("a secret")).recover(recover);
+        let request = warp::test::request()
+            .path(&format!("/api/v1/sync/idempotency/{key}"))
+            .header(
+                "authorization",
+                format!("Bearer {}", token_of(user, device, role)),
+            );
+        request.reply(&filter).await
+    }
+
     /// Everything on the topic so far.
     pub(crate) async fn log(&self) -> Vec<Logged> {
         let topic = format!("{}sync.helpdesk.v1", self.prefix);
@@ -246,11 +268,15 @@ impl Fixture {
 
 /// A token of anna's at acme.
 pub(crate) fn token(device: Option<&str>) -> String {
+    token_of("anna", device, Role::User)
+}
+
+fn token_of(user: &str, device: Option<&str>, role: Role) -> String {
     let claims = Claims {
         tenant: TenantId::parse("acme").expect("tenant"),
-        sub: UserId::parse("anna").expect("user"),
+        sub: UserId::parse(user).expect("user"),
         device: device.map(|device| DeviceId::parse(device).expect("device")),
-        role: Role::User,
+        role,
         exp: Utc::now().timestamp() as u64 + 600,
     };
     mint(SECRET, &claims).expect("a token")
@@ -331,6 +357,24 @@ impl Door {
             }
         });
         Door { port: door, open }
+    }
+
+    pub(crate) async fn before_postgres(places: &Places) -> Door {
+        match (&places.database.get_hosts()[0], places.database.get_ports()[0]) {
+            (tokio_postgres::config::Host::Tcp(host), port) => Door::before(host.clone(), port).await,
+            other => panic!("{other:?}"),
+        }
+    }
+
+    /// Connections go through the door from now on.
+    pub(crate) fn lead_through(&self, database: &mut tokio_postgres::Config) {
+        let mut moved = tokio_postgres::Config::new();
+        moved.host("127.0.0.1").port(self.port);
+        moved.user(database.get_user().expect("a user"));
+        moved.password(database.get_password().unwrap_or_default());
+        moved.dbname(database.get_dbname().expect("a database"));
+        moved.options(database.get_options().expect("options"));
+        *database = moved;
     }
 
     pub(crate) fn shut(&self) {

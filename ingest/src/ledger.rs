@@ -61,11 +61,7 @@ impl Ledger {
     }
 
     /// Runs one statement.
-    pub(crate) async fn query(
-        &self,
-        sql: &str,
-        params: &[&(dyn ToSql + Sync)],
-    ) -> Result<Vec<Row>, Failure> {
+    pub(crate) async fn query(&self, sql: &str, params: &[&(dyn ToSql + Sync)]) -> Result<Vec<Row>, Failure> {
         if !self.breaker.admits(Instant::now()) {
             return Err(Failure::Away);
         }

@@ -35,9 +35,9 @@ fn removing(fixture: &Fixture) -> JoinHandle<()> {
 async fn keys(fixture: &Fixture, expired: i64, live: i64) {
     let sql = "INSERT INTO idempotency_records
             (tenant_id, scope, user_id, device_id, key, fingerprint, batch_id, receipt, expires_at)
-        SELECT 'acme', 'batch', 'anna', 'phone-1', 'key-number-' || n, '\\x00', gen_random_uuid(), 'r',
-            CASE WHEN n <= $1 THEN now() - make_interval(secs => 1 + n % 3600) ELSE now() + '1 h'::interval END
-        FROM generate_series(1, $1 + $2) AS n";
+        SELECT 'acme', 'batch', 'anna', 'phone-1', 'a-long-key-number-' || n, '\\x00', gen_random_uuid(), 'r',
+            CASE WHEN n <= $1::bigint THEN now() - make_interval(secs => 1 + (n % 3600)::int) ELSE now() + '1 h'::interval END
+        FROM generate_series(1, $1::bigint + $2::bigint) AS n";
     fixture.db.execute(sql, &[&expired, &live]).await.expect("rows");
 }
 
@@ -76,10 +76,7 @@ async fn several_gateways_remove_each_expired_key_once_and_no_other() {
     let gateways = [removing(&fixture), removing(&beside), removing(&fixture)];
     until(&fixture, "the expired are gone", ALL, 200).await;
     assert_eq!(fixture.count("SELECT count(*) FROM gone").await, 3_000);
-    assert_eq!(
-        fixture.count("SELECT count(DISTINCT key) FROM gone").await,
-        3_000
-    );
+    assert_eq!(fixture.count("SELECT count(DISTINCT key) FROM gone").await, 3_000);
     // With nothing to do they go on.
     tokio::time::sleep(5 * OFTEN).await;
     assert!(gateways.iter().all(|gateway| !gateway.is_finished()));
@@ -93,14 +90,14 @@ async fn a_key_whose_claim_is_held_stays() {
     run(
         &fixture,
         "UPDATE idempotency_records SET lease_owner = gen_random_uuid(), lease_until = now() + '1 h'::interval
-            WHERE key = 'key-number-1';
+            WHERE key = 'a-long-key-number-1';
          UPDATE idempotency_records SET lease_owner = gen_random_uuid(), lease_until = now() - '1 s'::interval
-            WHERE key = 'key-number-2'",
+            WHERE key = 'a-long-key-number-2'",
     )
     .await;
     let _removing = removing(&fixture);
     until(&fixture, "those that nobody holds are gone", ALL, 1).await;
-    let held = "SELECT count(*) FROM idempotency_records WHERE key = 'key-number-1'";
+    let held = "SELECT count(*) FROM idempotency_records WHERE key = 'a-long-key-number-1'";
     tokio::time::sleep(5 * OFTEN).await;
     assert_eq!(fixture.count(held).await, 1);
     run(&fixture, "UPDATE idempotency_records SET lease_until = now()").await;
@@ -113,7 +110,7 @@ async fn an_items_count_stays_until_the_log_has_passed_its_time() {
     keys(&fixture, 2, 0).await;
     run(
         &fixture,
-        "UPDATE idempotency_records SET scope = 'item', topic = 't', partition = substr(key, 12)::int;
+        "UPDATE idempotency_records SET scope = 'item', topic = 't', partition = substr(key, 19)::int;
          INSERT INTO positions (topic, partition, applied_through) VALUES
             ('t', 1, now() - '1 d'::interval), ('t', 2, now())",
     )
@@ -122,7 +119,11 @@ async fn an_items_count_stays_until_the_log_has_passed_its_time() {
     until(&fixture, "the one that was passed is gone", ALL, 1).await;
     tokio::time::sleep(5 * OFTEN).await;
     let behind = "SELECT count(*) FROM idempotency_records WHERE partition = 1";
-    assert_eq!(fixture.count(behind).await, 1, "hits before its end may still come");
+    assert_eq!(
+        fixture.count(behind).await,
+        1,
+        "hits before its end may still come"
+    );
     run(&fixture, "UPDATE positions SET applied_through = now()").await;
     until(&fixture, "passed, it goes too", ALL, 0).await;
 }
@@ -138,7 +139,7 @@ async fn a_key_that_somebody_uses_while_it_is_looked_at_stays() {
     };
     tokio::spawn(connection);
     let hit = other.transaction().await.expect("a transaction");
-    let sql = "UPDATE idempotency_records SET expires_at = now() + '1 h'::interval WHERE key = 'key-number-7'";
+    let sql = "UPDATE idempotency_records SET expires_at = now() + '1 h'::interval WHERE key = 'a-long-key-number-7'";
     hit.batch_execute(sql).await.expect("a hit");
     let _removing = removing(&fixture);
     until(&fixture, "nobody waits for the row that is used", ALL, 1).await;
@@ -183,7 +184,7 @@ async fn with_postgres_away_nothing_is_told_of_keys_and_removal_goes_on_later() 
     keys(&fixture, 5, 1).await;
     door.shut();
     let removing = removing(&fixture);
-    let away = fixture.known("key-number-6").await;
+    let away = fixture.known("a-long-key-number-6").await;
     assert_eq!(away.status(), 503);
     assert_eq!(away.headers()["retry-after"], "1");
     assert_eq!(json(&away)["retryable"], true);
@@ -192,7 +193,7 @@ async fn with_postgres_away_nothing_is_told_of_keys_and_removal_goes_on_later() 
     assert_eq!(fixture.count(ALL).await, 6);
     door.open();
     until(&fixture, "Postgres is back, and they go", ALL, 1).await;
-    while fixture.known("key-number-6").await.status() != 200 {
+    while fixture.known("a-long-key-number-6").await.status() != 200 {
         tokio::time::sleep(Duration::from_millis(50)).await;
     }
 }
@@ -221,7 +222,10 @@ async fn a_key_says_how_far_its_batch_has_come() {
         (&record["user_id"], &record["device_id"], &record["domain"]),
         (&json!("anna"), &json!("phone-1"), &json!("helpdesk"))
     );
-    assert_eq!((&record["repeated_items"], &record["items"]), (&json!(0), &json!([])));
+    assert_eq!(
+        (&record["repeated_items"], &record["items"]),
+        (&json!(0), &json!([]))
+    );
     assert_eq!(known["has_more"], false);
 
     run(
@@ -271,9 +275,7 @@ async fn a_key_is_told_to_its_user_its_device_and_operators_and_bounded() {
 async fn a_key_in_a_path_keeps_the_headers_rule() {
     let fixture = fixture().await;
     let odd = "a/key?with#everything%in:it";
-    fixture
-        .post(&batch(1), &[NOW, ("idempotency-key", odd)])
-        .await;
+    fixture.post(&batch(1), &[NOW, ("idempotency-key", odd)]).await;
     let encoded = "a%2Fkey%3Fwith%23everything%25in:it";
     for path in [encoded.to_owned(), format!("{encoded}/")] {
         let response = fixture.known(&path).await;

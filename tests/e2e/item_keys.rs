@@ -23,11 +23,7 @@ fn key() -> String {
 }
 
 async fn post(phone: &Phone, domain: &str, entries: &[String]) -> Value {
-    phone
-        .post_keyed(domain, &key(), entries)
-        .await
-        .expect(200)
-        .json()
+    phone.post_keyed(domain, &key(), entries).await.expect(200).json()
 }
 
 /// The rows of items, whole.
@@ -83,7 +79,10 @@ async fn whatever_became_of_an_item_it_is_told_again_under_any_key_and_after_a_d
         assert_same(&first, &again, "conflicts");
         let rows = rows(deployment(), &phone.tenant).await;
         assert_eq!(counts(&rows), [round; 5], "{rows:?}");
-        assert!(rows.iter().all(|row| row["batch_id"] == again["batch_id"]), "{rows:?}");
+        assert!(
+            rows.iter().all(|row| row["batch_id"] == again["batch_id"]),
+            "{rows:?}"
+        );
     }
     // A day later nothing is left of keys, and the fold knows the items all the same: they are counted from anew.
     let sql = "UPDATE idempotency_records SET expires_at = expires_at - '25 h'::interval, last_hit_at = last_hit_at - '25 h'::interval,
@@ -105,10 +104,7 @@ async fn an_item_of_every_domain_that_comes_again_is_one_row_that_can_be_asked_f
         let items = [made.text.clone()];
         post(&phone, known.url, &items).await;
         let second = key();
-        phone
-            .post_keyed(known.url, &second, &items)
-            .await
-            .expect(200);
+        phone.post_keyed(known.url, &second, &items).await.expect(200);
         let sql = "SELECT *, round(extract(epoch FROM expires_at - last_hit_at))::bigint AS kept, logged_at FROM idempotency_records
                    JOIN outcomes USING (tenant_id, batch_id, domain, subject, topic, partition) WHERE tenant_id = $1 AND scope = 'item' AND domain = $2";
         let found = deployment()
@@ -143,7 +139,11 @@ async fn ask_for(phone: &Phone, known: &Known, subject: &str, item: &str, batch:
     let of_batch = phone.get(&path(batch)).await.expect(200).json()["records"][0].clone();
     let repeated = &of_batch["items"][0];
     assert_eq!(
-        (&repeated["status"], &repeated[known.id_column()], &repeated["index"]),
+        (
+            &repeated["status"],
+            &repeated[known.id_column()],
+            &repeated["index"]
+        ),
         (&json!("duplicate"), &json!(subject), &json!(0)),
         "{of_batch}"
     );
@@ -157,6 +157,35 @@ async fn ask_for(phone: &Phone, known: &Known, subject: &str, item: &str, batch:
             other.get(&path(key)).await.expect(status);
         }
     }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_hit_while_its_row_is_being_removed_waits_and_counts_from_anew() {
+    let phone = Phone::new(deployment(), &tenant("removed"), "asha");
+    let entries = tickets(1);
+    for _ in 0..3 {
+        post(&phone, "helpdesk", &entries).await;
+    }
+    assert_eq!(counts(&rows(deployment(), &phone.tenant).await), [2]);
+    let db = deployment().db().await;
+    db.rows("BEGIN", &[]).await;
+    let sql = "DELETE FROM idempotency_records WHERE tenant_id = $1 AND scope = 'item' RETURNING key";
+    assert_eq!(db.rows(sql, &[&phone.tenant]).await.len(), 1);
+    let headers = [("prefer", "wait=1")];
+    let thrice = phone.batch(&[&entries[0], &entries[0], &entries[0]]);
+    let waiting = phone.send_batch("helpdesk", &headers, thrice.clone()).await;
+    waiting.expect(202);
+    db.rows("COMMIT", &[]).await;
+    eventually("the batch is applied", async || {
+        let answer = phone.send_batch("helpdesk", &headers, thrice.clone()).await;
+        (answer.status == 200).then_some(())
+    })
+    .await;
+    assert_eq!(
+        counts(&rows(deployment(), &phone.tenant).await),
+        [3],
+        "those of this batch, and no more"
+    );
 }
 
 /// Waits until everything in the log is applied.
@@ -223,7 +252,10 @@ async fn status_shows_who_sends_the_same_again() {
     for _ in 0..2 {
         elsewhere.post("helpdesk", &entries[..1]).await.expect(200);
     }
-    of(&acme, "cleo", "phone-3").post("helpdesk", &tickets(3)).await.expect(200);
+    of(&acme, "cleo", "phone-3")
+        .post("helpdesk", &tickets(3))
+        .await
+        .expect(200);
 
     let shown = |args: &[&str]| {
         let all = [&["status", "--idempotency", "--output", "json"], args].concat();
@@ -234,15 +266,33 @@ async fn status_shows_who_sends_the_same_again() {
             .iter()
             .map(|d| {
                 assert!(d["last_hit_at"].is_string(), "{d}");
-                ["tenant", "user", "device", "hits", "batch_hits", "item_hits", "keys", "keys_hit"]
-                    .map(|name| d[name].clone())
+                [
+                    "tenant",
+                    "user",
+                    "device",
+                    "hits",
+                    "batch_hits",
+                    "item_hits",
+                    "keys",
+                    "keys_hit",
+                ]
+                .map(|name| d[name].clone())
             })
             .collect();
         (lines, found["has_more"] == true)
     };
     let line = |tenant: &str, user, device, numbers: [i64; 5]| {
         let [hits, batches, items, keys, hit] = numbers;
-        [json!(tenant), json!(user), json!(device), json!(hits), json!(batches), json!(items), json!(keys), json!(hit)]
+        [
+            json!(tenant),
+            json!(user),
+            json!(device),
+            json!(hits),
+            json!(batches),
+            json!(items),
+            json!(keys),
+            json!(hit),
+        ]
     };
     let expected = [
         line(&acme, "asha", "phone-1", [13, 3, 10, 12, 11]),

@@ -167,7 +167,8 @@ fn is_replayed(answer: &Answer) -> bool {
 #[tokio::test(flavor = "multi_thread")]
 async fn key_generation_is_consistent() {
     let phone = phone_of("consistent");
-    let item = json!({"mobile_id": Uuid::new_v4(), "ticketdesc": "No key was chosen", "bu": 10, "comments": "ü"});
+    let item =
+        json!({"mobile_id": Uuid::new_v4(), "ticketdesc": "No key was chosen", "bu": 10, "comments": "ü"});
     let first = phone.post("helpdesk", &[item.to_string()]).await.expect(200);
     // Other spelling, other order, what a retry renews.
     let retry = format!(
@@ -179,7 +180,11 @@ async fn key_generation_is_consistent() {
         .send_batch("helpdesk", &[("prefer", "wait=30")], retry)
         .await
         .expect(200);
-    assert!(is_replayed(&again) && again.body == first.body, "{}", again.text());
+    assert!(
+        is_replayed(&again) && again.body == first.body,
+        "{}",
+        again.text()
+    );
     let rows = batch_rows(&phone).await;
     assert_eq!((rows.len(), &rows[0]["hit_count"]), (1, &json!(1)), "{rows:?}");
     let key = rows[0]["key"].as_str().expect("a key");
@@ -194,8 +199,10 @@ async fn key_generation_is_consistent() {
 async fn key_generation_is_unique() {
     let tenant = tenant("unique");
     let of = |tenant: &str, user, device| Phone::of(deployment(), tenant, user, device, Role::User);
-    let shared = json!({"mobile_id": Uuid::new_v4(), "ticketdesc": "The same body", "jobdesc": "The same body"});
-    let other = json!({"mobile_id": Uuid::new_v4(), "ticketdesc": "The same body", "jobdesc": "The same body"});
+    let shared =
+        json!({"mobile_id": Uuid::new_v4(), "ticketdesc": "The same body", "jobdesc": "The same body"});
+    let other =
+        json!({"mobile_id": Uuid::new_v4(), "ticketdesc": "The same body", "jobdesc": "The same body"});
     let elsewhere = format!("{tenant}-2");
     for (phone, domain, item) in [
         (of(&tenant, "asha", "phone-1"), "helpdesk", &shared),
@@ -210,7 +217,11 @@ async fn key_generation_is_unique() {
     }
     let sql = "SELECT count(DISTINCT key), sum(hit_count)::bigint FROM idempotency_records
                WHERE tenant_id = ANY ($1) AND scope = 'batch'";
-    let found = deployment().db().await.rows(sql, &[&vec![tenant, elsewhere]]).await;
+    let found = deployment()
+        .db()
+        .await
+        .rows(sql, &[&vec![tenant, elsewhere]])
+        .await;
     assert_eq!((found[0].get::<_, i64>(0), found[0].get::<_, i64>(1)), (6, 0));
 }
 
@@ -347,7 +358,10 @@ async fn batch_and_item_scope_differ() {
     assert_eq!(rows.len(), 3, "{rows:?}");
     let told_second = &told(&phone, &second).await[0];
     assert_eq!(
-        (&told_second["repeated_items"], &told_second["items"][0]["mobile_id"]),
+        (
+            &told_second["repeated_items"],
+            &told_second["items"][0]["mobile_id"]
+        ),
         (&json!(1), &json!(id))
     );
     // An item's key may be a batch's too: both are told, and neither counts for the other.
@@ -357,7 +371,10 @@ async fn batch_and_item_scope_differ() {
     phone.post_keyed("helpdesk", key, &tickets(1)).await.expect(200);
     let records = told(&phone, key).await;
     let of = |n: usize| (records[n]["scope"].clone(), records[n]["hit_count"].clone());
-    assert_eq!((of(0), of(1)), ((json!("batch"), json!(0)), (json!("item"), json!(1))));
+    assert_eq!(
+        (of(0), of(1)),
+        ((json!("batch"), json!(0)), (json!("item"), json!(1)))
+    );
     assert_eq!(records[1]["mobile_id"], json!(id));
 }
 

@@ -1,7 +1,8 @@
 //! A write side on a real Kafka and a real Postgres, each test in a schema and under a topic prefix of its own. The
 //! projection is played by the test: it says how far it has come and what became of items.
 
-#[allow(dead_code)] // these tests make their own tokens
+#![allow(dead_code, reason = "each test binary uses its part of this")]
+
 #[path = "../../../tests/support/stack.rs"]
 mod stack;
 
@@ -141,9 +142,11 @@ async fn schema(database: &tokio_postgres::Config, name: &str) -> tokio_postgres
     tokio::spawn(connection);
     let core = include_str!("../../../migrations/V1__core.sql");
     let items = include_str!("../../../migrations/V2__idempotency_items.sql");
-    db.batch_execute(&format!("CREATE SCHEMA {name}; SET search_path = {name}; {core}; {items}"))
-        .await
-        .expect("the core tables");
+    db.batch_execute(&format!(
+        "CREATE SCHEMA {name}; SET search_path = {name}; {core}; {items}"
+    ))
+    .await
+    .expect("the core tables");
     db
 }
 

@@ -7,7 +7,6 @@ pub mod tale;
 
 use chrono::{DateTime, Duration, Utc};
 use serde_json::{Value, json};
-use std::collections::btree_map::Entry;
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 use tidelog_events::batch::{BatchId, Fingerprint};
@@ -316,15 +315,15 @@ impl Shelf {
 
     fn keep(&mut self, world: &World, results: Results) {
         for (key, hits) in hits::count(&results.outcomes) {
-            let row = self.hits.entry(key);
-            // As the statement has it, which knows no more of what it finds than its row.
             let (mut count, mut since) = (hits.count, hits.since);
-            if let Entry::Occupied(known) = &row
-                && known.get().3 + hits::KEPT > hits.since
+            // As the statement has it, which knows no more of the hits before than their row.
+            if let Some((known, first, _, last)) = self.hits.get(&key)
+                && *last + hits::KEPT > hits.since
             {
-                (count, since) = (known.get().0 + count, known.get().1);
+                (count, since) = (known + count, *first);
             }
-            row.insert_entry((count, since, hits.last.key(), hits.last.log_time));
+            self.hits
+                .insert(key, (count, since, hits.last.key(), hits.last.log_time));
         }
         for key in &results.changed {
             let state = world

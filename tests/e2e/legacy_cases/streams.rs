@@ -32,8 +32,8 @@ pub(super) fn voice() -> Stream {
         identity: |n| vec![format!("ver-{n}")],
         changed: ("confidence_score", json!(0.1)),
         wrong: vec![
-            ("verified", json!("yes"), "type"),
-            ("confidence_score", json!(1.5), "range"),
+            ("verified", json!("yes"), "boolean"),
+            ("confidence_score", json!(1.5), "max"),
             ("timestamp", json!("2126-01-01T00:00:00Z"), "not_future"),
         ],
     }
@@ -49,8 +49,8 @@ pub(super) fn behavioral() -> Stream {
         identity: |n| vec!["asha".into(), format!("event-{n}")],
         changed: ("interaction_count", json!(77)),
         wrong: vec![
-            ("interaction_count", json!(-1), "range"),
-            ("timestamp", json!("yesterday"), "type"),
+            ("interaction_count", json!(-1), "min"),
+            ("timestamp", json!("yesterday"), "rfc3339"),
         ],
     }
 }
@@ -65,7 +65,7 @@ pub(super) fn sessions() -> Stream {
         identity: |n| vec!["asha".into(), format!("session-{n}")],
         changed: ("status", json!("closed")),
         wrong: vec![
-            ("duration_ms", json!(-1), "range"),
+            ("duration_ms", json!(-1), "min"),
             ("session_start", json!(17), "type"),
         ],
     }
@@ -74,9 +74,7 @@ pub(super) fn sessions() -> Stream {
 pub(super) fn metrics() -> Stream {
     Stream {
         url: "metrics",
-        item: |n| {
-            json!({"metric_name": "battery", "value": 87.5, "unit": "%", "timestamp": format!("2026-03-01T10:00:{n:02}Z")})
-        },
+        item: |n| json!({"metric_name": "battery", "value": 87.5, "unit": "%", "timestamp": format!("2026-03-01T10:00:{n:02}Z")}),
         identity: |n| {
             vec![
                 "phone-1".into(),
@@ -85,7 +83,10 @@ pub(super) fn metrics() -> Stream {
             ]
         },
         changed: ("value", json!(12)),
-        wrong: vec![("value", json!("full"), "type"), ("metric_name", json!(""), "length")],
+        wrong: vec![
+            ("value", json!("full"), "number"),
+            ("metric_name", json!(""), "min_length"),
+        ],
     }
 }
 
@@ -123,7 +124,11 @@ impl Stream {
         let phone = phone_of(self.url);
         let answer = self.post(&phone, &self.texts(1..4)).await;
         assert_eq!(
-            (&answer["synced_items"], &answer["failed_items"], &answer["errors"]),
+            (
+                &answer["synced_items"],
+                &answer["failed_items"],
+                &answer["errors"]
+            ),
             (&json!(3), &json!(0), &json!([]))
         );
         let expected: Vec<Value> = (1..4)
@@ -134,7 +139,10 @@ impl Stream {
             .collect();
         assert_eq!(self.rows(&phone).await, expected);
         let pulled = phone.pull(self.url, "limit=100").await;
-        let ids: BTreeSet<&str> = pulled.iter().filter_map(|item| item["item_id"].as_str()).collect();
+        let ids: BTreeSet<&str> = pulled
+            .iter()
+            .filter_map(|item| item["item_id"].as_str())
+            .collect();
         let subjects: Vec<String> = (1..4).map(|n| self.subject(n)).collect();
         assert_eq!(ids, subjects.iter().map(String::as_str).collect());
     }
@@ -188,7 +196,10 @@ impl Stream {
                 (&json!("VALIDATION_ERROR"), &json!(member), &json!(rule)),
                 "{error}"
             );
-            assert!(error["error"].is_string() && error.get("item_id").is_some(), "{error}");
+            assert!(
+                error["error"].is_string() && error.get("item_id").is_some(),
+                "{error}"
+            );
         }
         let ids: Vec<Value> = self
             .rows(&phone)

@@ -3,7 +3,7 @@
 //! Whoever uses a key at that moment either holds the row, and it stays, or finds none, and begins anew as with an
 //! expired one. Must not know what a key was for.
 
-use crate::ledger::{Failure, Ledger};
+use crate::ledger::Ledger;
 use std::time::Duration;
 
 /// Most rows at a time: a millisecond or two of Postgres.
@@ -12,17 +12,28 @@ const BITE: i64 = 500;
 /// Between two bites.
 const PAUSE: Duration = Duration::from_millis(100);
 
-/// A batch's key stays while its claim is held, whatever its age. An item's expires by the log's time, so it stays until
-/// the log has passed that moment: hits that are still to be applied may have come before it. By place in the table, so
-/// that there is no plan to get wrong; a row that was changed in between has another place, and waits for the next bite.
-const REMOVE: &str = "
+/// A batch's key stays while its claim is held, whatever its age. Removed by place in the table, so that there is no plan
+/// to get wrong; a row that was changed in between has another place, and waits for the next bite.
+const REMOVE_BATCHES: &str = "
 WITH removed AS (
     DELETE FROM idempotency_records WHERE ctid = ANY (ARRAY(
         SELECT ctid FROM idempotency_records
-        WHERE expires_at <= now() AND coalesce(lease_until <= now(), true)
-            AND (scope <> 'item' OR log_has_passed(topic, partition, expires_at))
-        ORDER BY expires_at LIMIT $1
+        WHERE scope = 'batch' AND expires_at <= now() AND coalesce(lease_until <= now(), true)
+        LIMIT $1
         FOR UPDATE SKIP LOCKED))
+    RETURNING 1
+) SELECT count(*), set_config('synchronous_commit', 'off', true) FROM removed";
+
+/// An item's count expires by the log's time, so it stays until the log has been applied beyond that moment: hits that
+/// are still to be applied may have come before it.
+const REMOVE_ITEMS: &str = "
+WITH removed AS (
+    DELETE FROM idempotency_records WHERE ctid = ANY (ARRAY(
+        SELECT item.ctid FROM log_applied
+        JOIN idempotency_records item USING (topic, partition)
+        WHERE item.scope = 'item' AND item.expires_at <= least(now(), log_applied.through)
+        LIMIT $1
+        FOR UPDATE OF item SKIP LOCKED))
     RETURNING 1
 ) SELECT count(*), set_config('synchronous_commit', 'off', true) FROM removed";
 
@@ -31,33 +42,28 @@ impl Ledger {
     pub(crate) async fn expire_keys(&self) {
         loop {
             tokio::time::sleep(self.expiry_every).await;
-            let removed = self.remove_expired().await;
-            if removed > 0 {
-                tracing::debug!(removed, "expired keys are gone");
+            let batches = self.remove(REMOVE_BATCHES).await;
+            let items = self.remove(REMOVE_ITEMS).await;
+            if batches + items > 0 {
+                tracing::debug!(batches, items, "expired keys are gone");
             }
         }
     }
 
     /// Bite by bite until there is no whole one left; answers how many rows went.
-    async fn remove_expired(&self) -> i64 {
+    async fn remove(&self, sql: &str) -> i64 {
         let mut removed = 0;
         loop {
-            match self.remove_a_bite().await {
-                Ok(bite) => {
-                    removed += bite;
-                    if bite < BITE {
-                        return removed;
-                    }
-                }
-                // There will be another time; that Postgres is away has been said.
-                Err(_) => return removed,
+            // Where Postgres is away, which has been said, there will be another time.
+            let Ok(row) = self.query_opt(sql, &[&BITE]).await else {
+                return removed;
+            };
+            let bite: i64 = row.map_or(0, |row| row.get(0));
+            removed += bite;
+            if bite < BITE {
+                return removed;
             }
             tokio::time::sleep(PAUSE).await;
         }
-    }
-
-    async fn remove_a_bite(&self) -> Result<i64, Failure> {
-        let row = self.query_opt(REMOVE, &[&BITE]).await?;
-        Ok(row.map_or(0, |row| row.get(0)))
     }
 }

@@ -151,9 +151,10 @@ pub(crate) async fn run(
     };
     tokio::select! {
         () = serving => Ok(()),
-        // Neither ends while the routes hold what it tells.
+        // None of these ends while the routes hold what it tells.
         () = watching => anyhow::bail!("nobody watches the positions any more"),
         () = following => anyhow::bail!("nobody follows the tenants' settings any more"),
+        () = ingest.expire_keys() => anyhow::bail!("nobody removes expired keys any more"),
         () = health::keep(needs, health) => anyhow::bail!("nobody watches the gateway's health any more"),
         () = health::announce(told, ready) => anyhow::bail!("the gateway's health was announced twice"),
     }

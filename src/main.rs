@@ -9,6 +9,7 @@ mod dev;
 mod domains;
 mod gateway;
 mod health;
+mod hits;
 mod ingest;
 mod kafka;
 mod logging;

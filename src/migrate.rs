@@ -20,11 +20,15 @@ use crate::output::OutputArgs;
 use crate::settings::{DatabaseSettings, DomainSettings};
 
 /// Every file of `migrations/`, by name; a test sees to it that none is forgotten.
-const MIGRATIONS: [(&str, &str); 2] = [
+const MIGRATIONS: [(&str, &str); 3] = [
     ("V1__core", include_str!("../migrations/V1__core.sql")),
     (
-        "V4__resolutions",
-        include_str!("../migrations/V4__resolutions.sql"),
+        "V2__idempotency_items",
+        include_str!("../migrations/V2__idempotency_items.sql"),
+    ),
+    (
+        "V3__resolutions",
+        include_str!("../migrations/V3__resolutions.sql"),
     ),
 ];
 

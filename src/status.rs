@@ -1,7 +1,8 @@
 //! `tidelog status`: how far the projection is behind the log, partition by partition.
 //!
 //! What is in the log is asked of Kafka, what has been applied of Postgres, and the difference is the lag. Group
-//! offsets are not looked at: Postgres' positions are the truth.
+//! offsets are not looked at: Postgres' positions are the truth. With `--idempotency` it shows who repeats themselves
+//! instead, which is `hits`.
 
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -12,9 +13,11 @@ use serde::Serialize;
 use tidelog_events::domain::Registry;
 use tidelog_events::position::TopicPartition;
 use tidelog_events::topic_name;
+use tokio_postgres::Client;
 
 use crate::database::{self, plain};
 use crate::domains;
+use crate::hits::{self, HitsArgs};
 use crate::kafka::Cluster;
 use crate::migrate::check_migrated;
 use crate::output::{OutputArgs, table};
@@ -24,8 +27,10 @@ use crate::settings::{DatabaseSettings, DomainSettings, KafkaSettings};
 #[derive(Args, Clone, Debug)]
 #[command(
     long_about = "Shows how far the projection is behind the log: a line a topic, or a partition with --all. As JSON, \
-                  always every partition.",
-    after_help = "Examples:\n  tidelog status\n  tidelog status --output json | jq .lag\n\nExit codes:\n  \
+                  always every partition. With --idempotency it shows the devices that sent batches or items again \
+                  in the last 24 hours instead, the most restless first.",
+    after_help = "Examples:\n  tidelog status\n  tidelog status --output json | jq .lag\n  \
+                  tidelog status --idempotency --tenant acme --limit 5\n\nExit codes:\n  \
                   0  shown, whatever the lag\n  \
                   1  Kafka or Postgres is away, or the schema is not migrated; it says which\n  \
                   2  wrong command line or setting"
@@ -34,6 +39,11 @@ pub(crate) struct StatusArgs {
     /// Show every partition
     #[arg(long)]
     all: bool,
+    /// Show who sends the same batches and items again
+    #[arg(long, conflicts_with = "all")]
+    idempotency: bool,
+    #[command(flatten)]
+    hits: HitsArgs,
     #[command(flatten)]
     kafka: KafkaSettings,
     #[command(flatten)]
@@ -103,6 +113,10 @@ struct Applied {
 /// Runs the command.
 pub(crate) async fn run(args: StatusArgs) -> Result<()> {
     let registry = domains::registry(&args.domains)?;
+    if args.idempotency {
+        let hits = hits::hits(&args.database, &registry, &args.hits).await?;
+        return args.output.output.print(&hits, hits::text);
+    }
     let status = status(&args.kafka, &args.database, &registry).await?;
     for topic in &status.missing_topics {
         eprintln!("warning: the topic {topic} is not there: `tidelog topics` makes it");
@@ -193,13 +207,19 @@ async fn ends(
     Ok((cluster.end_offsets(wanted).await?, missing))
 }
 
+/// A connection to a schema of this build.
+pub(crate) async fn connected(database: &DatabaseSettings, registry: &Registry) -> Result<Client> {
+    let client = database::connect(&database::config(database, "status", &[])?).await?;
+    check_migrated(&client, &database.schema, registry).await?;
+    Ok(client)
+}
+
 /// The positions, and how many dead letters are open.
 async fn applied(
     database: &DatabaseSettings,
     registry: &Registry,
 ) -> Result<(BTreeMap<TopicPartition, Applied>, i64)> {
-    let client = database::connect(&database::config(database, "status", &[])?).await?;
-    check_migrated(&client, &database.schema, registry).await?;
+    let client = connected(database, registry).await?;
     let rows = client
         .query(
             "SELECT topic, partition, next_offset, owner, nullif(applied_through, '1970-01-01T00:00:00Z')

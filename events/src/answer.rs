@@ -84,8 +84,8 @@ impl Answer<'_> {
                 Outcome::Refused { error } => {
                     errors.push((item.index, error_entry(item.index, Some(&item.subject), error)))
                 }
-                outcome if is_conflict(outcome) => conflicts.push((item.index, outcome_entry(item))),
-                _ => synced.push((item.index, outcome_entry(item))),
+                outcome if is_conflict(outcome) => conflicts.push((item.index, item_entry(item))),
+                _ => synced.push((item.index, item_entry(item))),
             }
         }
         let mut body = Map::new();
@@ -109,7 +109,7 @@ impl Answer<'_> {
         let judged = self.outcomes.iter().map(|item| {
             let entry = match &item.outcome {
                 Outcome::Refused { error } => error_entry(item.index, Some(&item.subject), error),
-                _ => outcome_entry(item),
+                _ => item_entry(item),
             };
             let domain = self.registry.by_name(&item.domain);
             let entity_type = domain.and_then(|domain| domain.entity_type.as_deref());
@@ -131,7 +131,7 @@ impl Answer<'_> {
             let item = self.outcomes.first()?;
             Some(match &item.outcome {
                 Outcome::Refused { error } => error_entry(item.index, Some(&item.subject), error),
-                _ => outcome_entry(item),
+                _ => item_entry(item),
             })
         });
         match entry {
@@ -185,7 +185,7 @@ fn is_conflict(outcome: &Outcome) -> bool {
 }
 
 /// One entry of `synced_items` or `conflicts`: a duplicate tells its first outcome under its own status.
-fn outcome_entry(item: &ItemOutcome) -> Value {
+pub fn item_entry(item: &ItemOutcome) -> Value {
     let (duplicate, first) = match &item.outcome {
         Outcome::Duplicate { first } => (true, first.as_ref()),
         outcome => (false, outcome),

@@ -16,6 +16,9 @@ pub struct IngestConfig {
     pub delivery_timeout: Duration,
     /// For how long a key and its answer are kept, where a tenant has set nothing else.
     pub key_ttl: Duration,
+    /// How often expired keys are looked for and removed. Nobody is answered from an expired one, so this only says how
+    /// much the table holds beyond what it has to.
+    pub expiry_every: Duration,
     /// How long Postgres may take for one statement before a batch goes on without it. A refused connection is known at
     /// once; this is for one that hangs, and long enough that a busy Postgres is not taken for one that is away.
     pub claim_timeout: Duration,
@@ -32,6 +35,7 @@ impl Default for IngestConfig {
             lease: Duration::from_secs(10),
             delivery_timeout: Duration::from_secs(10),
             key_ttl: Duration::from_secs(24 * 3600),
+            expiry_every: Duration::from_secs(10),
             claim_timeout: Duration::from_secs(3),
             in_flight_bytes: 32 << 20,
             backlog_bytes: 16 << 20,

@@ -1,4 +1,4 @@
-//! Why a batch is not taken. Each variant knows its HTTP status and whether a retry helps; the texts are for whoever
+//! Why a batch is not taken, or a key not told. Each variant knows its HTTP status and whether a retry helps; the texts are for whoever
 //! wrote the client and hold nothing of SQL, brokers or other tenants. What went wrong inside is logged where it does.
 
 use http::StatusCode;
@@ -6,7 +6,7 @@ use tidelog_events::batch::BatchError;
 use tidelog_http::Problem;
 use tidelog_http::idempotency_key::KeyError;
 
-/// Why a batch is not taken.
+/// Why a batch is not taken, or a key not told.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum IngestError {
     /// The body is no batch.
@@ -36,6 +36,12 @@ pub enum IngestError {
         /// Seconds until asking again helps.
         retry_after: u32,
     },
+    /// The key is known to nobody, or not to this caller, or was.
+    #[error("there is no such idempotency key of yours")]
+    UnknownKey,
+    /// What is known of a key cannot be read now. Batches go on meanwhile.
+    #[error("what is known of keys cannot be read now")]
+    KeysUnreadable,
     /// More batches are being taken than this gateway holds.
     #[error("too many batches are being taken at once")]
     Overloaded,
@@ -66,7 +72,9 @@ impl IngestError {
             IngestError::OtherDevice => StatusCode::FORBIDDEN,
             IngestError::OtherBody => StatusCode::UNPROCESSABLE_ENTITY,
             IngestError::InFlight { .. } => StatusCode::CONFLICT,
-            IngestError::Overloaded
+            IngestError::UnknownKey => StatusCode::NOT_FOUND,
+            IngestError::KeysUnreadable
+            | IngestError::Overloaded
             | IngestError::QueueFull
             | IngestError::Undelivered
             | IngestError::SettingsUnread => StatusCode::SERVICE_UNAVAILABLE,
@@ -78,7 +86,10 @@ impl IngestError {
     pub fn retry_after(&self) -> Option<u32> {
         match self {
             IngestError::InFlight { retry_after } => Some(*retry_after),
-            IngestError::Overloaded | IngestError::QueueFull | IngestError::SettingsUnread => Some(1),
+            IngestError::KeysUnreadable
+            | IngestError::Overloaded
+            | IngestError::QueueFull
+            | IngestError::SettingsUnread => Some(1),
             IngestError::Undelivered => Some(2),
             _ => None,
         }
@@ -106,7 +117,9 @@ impl From<IngestError> for Problem {
                 detail,
             ),
             IngestError::InFlight { .. } => Problem::in_flight(detail, retry_after),
-            IngestError::Overloaded
+            IngestError::UnknownKey => Problem::not_found(detail),
+            IngestError::KeysUnreadable
+            | IngestError::Overloaded
             | IngestError::QueueFull
             | IngestError::Undelivered
             | IngestError::SettingsUnread => Problem::unavailable(detail, retry_after),
@@ -139,6 +152,8 @@ mod tests {
             (IngestError::OtherDevice, 403, None),
             (IngestError::OtherBody, 422, None),
             (IngestError::InFlight { retry_after: 3 }, 409, Some(3)),
+            (IngestError::UnknownKey, 404, None),
+            (IngestError::KeysUnreadable, 503, Some(1)),
             (IngestError::Overloaded, 503, Some(1)),
             (IngestError::QueueFull, 503, Some(1)),
             (IngestError::Undelivered, 503, Some(2)),

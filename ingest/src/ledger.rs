@@ -1,6 +1,6 @@
 //! Postgres as the write side sees it: one statement at a time, each with a deadline, and left alone for a moment
 //! after it failed. Ingest needs only the log, so everything here may fail and a batch goes on. Knows connections and
-//! failures, and no statement: these are in `claim` and `record`.
+//! failures, and no statement: these are in `claim`, `record`, `lookup` and `expiry`.
 
 use crate::backlog::Backlog;
 use crate::breaker::Breaker;
@@ -21,6 +21,8 @@ pub(crate) struct Ledger {
     patience: Duration,
     /// For how long a claim holds.
     pub(crate) lease: Duration,
+    /// How often expired keys are removed.
+    pub(crate) expiry_every: Duration,
     /// Records that wait for Postgres.
     pub(crate) backlog: Backlog,
 }
@@ -41,6 +43,7 @@ impl Ledger {
             breaker: Breaker::new(COOLDOWN),
             patience: config.claim_timeout,
             lease: config.lease,
+            expiry_every: config.expiry_every,
             backlog: Backlog::new(config.backlog_bytes),
         }
     }
@@ -51,6 +54,11 @@ impl Ledger {
         sql: &str,
         params: &[&(dyn ToSql + Sync)],
     ) -> Result<Option<Row>, Failure> {
+        Ok(self.query(sql, params).await?.into_iter().next())
+    }
+
+    /// Runs one statement.
+    pub(crate) async fn query(&self, sql: &str, params: &[&(dyn ToSql + Sync)]) -> Result<Vec<Row>, Failure> {
         if !self.breaker.admits(Instant::now()) {
             return Err(Failure::Away);
         }
@@ -62,14 +70,14 @@ impl Ledger {
         };
         let work = async {
             let statement = client.prepare_cached(sql).await?;
-            client.query_opt(&statement, params).await
+            client.query(&statement, params).await
         };
         match tokio::time::timeout_at(deadline, work).await {
-            Ok(Ok(row)) => {
+            Ok(Ok(rows)) => {
                 if self.breaker.worked() {
                     tracing::info!("Postgres is back");
                 }
-                Ok(row)
+                Ok(rows)
             }
             Ok(Err(error)) => match error.code() {
                 Some(state) if matches!(state.code().get(..2), Some("22" | "23")) => {

@@ -13,6 +13,8 @@
 //! - `record`: what the gateway keeps of a batch; `backlog` keeps it while Postgres is away
 //! - `answer`: waits for the projection, composes the final answer, stores its bytes
 //!
+//! Beside that, [`mod@lookup`] tells what is known of a key, and `expiry` removes those whose time is over.
+//!
 //! [`settings`] are what tenants have set for themselves, followed and changed in a topic of their own.
 //!
 //! `ledger` is Postgres as claims and records see it, with a deadline and a `breaker`, so that an outage costs little.
@@ -27,9 +29,11 @@ mod claim;
 mod config;
 mod delivery;
 pub mod error;
+mod expiry;
 mod incoming;
 mod judge;
 mod ledger;
+pub mod lookup;
 pub mod producer;
 mod record;
 mod resolution;

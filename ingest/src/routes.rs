@@ -1,12 +1,14 @@
-//! `POST /api/v1/{domain}/sync`, `/sync/batch` and `/conflicts/{id}/resolve`: a request becomes a [`Post`], a [`Reply`] becomes a response. Must not know what
-//! happens between the two.
+//! The paths of the write side: a request becomes a [`Post`], a [`Reply`] becomes a response; and what is known of a key.
+//! Must not know what happens between the two.
 
+use crate::lookup::Known;
 use crate::resolution;
 use crate::service::{Contested, Ingest, Post, Reply, To};
 use crate::settings::Changer;
 use bytes::Bytes;
-use http::header::{CONTENT_TYPE, LOCATION};
+use http::header::{CACHE_CONTROL, CONTENT_TYPE, LOCATION};
 use http::{HeaderMap, HeaderValue, StatusCode};
+use percent_encoding::percent_decode_str;
 use std::sync::Arc;
 use std::time::Duration;
 use tidelog_events::domain::Registry;
@@ -47,9 +49,43 @@ pub fn routes<F: FindOutcomes, C: FindConflict>(
         .unify()
         .or(resolve(ingest.clone(), conflicts, auth.clone()))
         .unify()
+        .or(known(ingest.clone(), auth.clone()))
+        .unify()
         .or(sync(ingest, auth))
         .unify()
         .boxed()
+}
+
+/// What is known of a key.
+fn known<F: FindOutcomes>(
+    ingest: Arc<Ingest<F>>,
+    auth: Auth,
+) -> impl Filter<Extract = (Response,), Error = Rejection> + Clone {
+    warp::path!("api" / "v1" / "sync" / "idempotency" / String)
+        .and(warp::get())
+        .and(auth.caller())
+        .then(move |key: String, caller: Caller| {
+            let ingest = ingest.clone();
+            async move {
+                let key = percent_decode_str(&key).decode_utf8_lossy();
+                let key = match IdempotencyKey::new(&key) {
+                    Ok(key) => key,
+                    Err(error) => return Problem::from(error).into_response(),
+                };
+                match ingest.known(&caller, &key).await {
+                    Ok(known) => told(&known),
+                    Err(error) => Problem::from(error).into_response(),
+                }
+            }
+        })
+}
+
+/// An answer is one caller's, of one moment.
+fn told(known: &Known) -> Response {
+    let mut response = warp::reply::json(known).into_response();
+    let headers = response.headers_mut();
+    headers.insert(CACHE_CONTROL, HeaderValue::from_static("no-store"));
+    response
 }
 
 fn sync<F: FindOutcomes>(

@@ -61,8 +61,8 @@ pub struct IngestParts<F> {
 pub struct Ingest<F> {
     registry: Arc<Registry>,
     producer: Arc<Producer>,
-    ledger: Arc<Ledger>,
-    answers: Answers<F>,
+    pub(crate) ledger: Arc<Ledger>,
+    pub(crate) answers: Answers<F>,
     topic_prefix: String,
     settings: watch::Receiver<Arc<Settings>>,
     key_ttl: Duration,
@@ -132,6 +132,11 @@ impl<F: FindOutcomes> Ingest<F> {
     /// Records that wait for Postgres, and those dropped since the start because too many did.
     pub fn backlog(&self) -> (usize, u64) {
         self.ledger.backlog.counts()
+    }
+
+    /// Removes expired keys from time to time, for as long as it is polled.
+    pub async fn expire_keys(&self) {
+        self.ledger.expire_keys().await;
     }
 
     /// Takes a batch, waiting for outcomes until `wait` is over.

@@ -286,19 +286,9 @@ async fn a_claim_is_held_for_as_long_as_its_gateway_lives() {
 #[tokio::test(flavor = "multi_thread")]
 async fn with_postgres_away_batches_are_taken_and_recorded_later() {
     let places = places();
-    let (host, port) = match (&places.database.get_hosts()[0], places.database.get_ports()[0]) {
-        (tokio_postgres::config::Host::Tcp(host), port) => (host.clone(), port),
-        other => panic!("{other:?}"),
-    };
-    let door = Door::before(host, port).await;
+    let door = Door::before_postgres(&places).await;
     let fixture = fixture_of(places, |database, (config, _)| {
-        let mut moved = tokio_postgres::Config::new();
-        moved.host("127.0.0.1").port(door.port);
-        moved.user(database.get_user().expect("a user"));
-        moved.password(database.get_password().unwrap_or_default());
-        moved.dbname(database.get_dbname().expect("a database"));
-        moved.options(database.get_options().expect("options"));
-        *database = moved;
+        door.lead_through(database);
         config.claim_timeout = Duration::from_millis(500);
     })
     .await;

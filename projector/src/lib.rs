@@ -4,6 +4,7 @@
 //! - [`fold`], [`document`], [`state`], [`event`]: the meaning of an event, pure
 //! - [`policy`], [`merge`], [`resolve`]: how a conflict is decided, by its policy or by a person, pure
 //! - [`chunk`]: a stretch of the log folded in memory
+//! - [`hits`]: items that came again, counted
 //! - `load`, `kept`, `write`, `session`, `sheet`: the store
 //! - `lane`, `reading`, `flight`: the worker that carries chunks from the log to the store, one written while the next
 //!   is made ready
@@ -19,6 +20,7 @@ mod error;
 pub mod event;
 mod flight;
 pub mod fold;
+pub mod hits;
 mod kept;
 mod lane;
 mod load;

@@ -3,6 +3,7 @@
 
 use crate::ProjectorError;
 use crate::chunk::{ConflictRow, FeedRow, Results, World};
+use crate::hits;
 use crate::kept::resolutions;
 use crate::merge::Kept;
 use crate::session::Session;
@@ -140,6 +141,7 @@ fn sheets(
     }
     if !results.outcomes.is_empty() {
         sheets.push(outcomes(results, topic));
+        sheets.extend(hits::sheet(&hits::count(&results.outcomes), topic));
     }
     if !results.conflicts.is_empty() {
         sheets.push(conflicts(results, topic));

@@ -9,6 +9,8 @@ mod bad_items;
 mod commands;
 mod conflicts;
 mod idempotency;
+mod item_keys;
+mod legacy_cases;
 mod nine_domains;
 mod own_domain;
 mod reading;

@@ -1,7 +1,8 @@
 //! A write side on a real Kafka and a real Postgres, each test in a schema and under a topic prefix of its own. The
 //! projection is played by the test: it says how far it has come and what became of items.
 
-#[allow(dead_code)] // these tests make their own tokens
+#![allow(dead_code, reason = "each test binary uses its part of this")]
+
 #[path = "../../../tests/support/stack.rs"]
 mod stack;
 
@@ -222,25 +223,28 @@ impl Logged {
 }
 
 impl Fixture {
+    fn routes(&self) -> warp::filters::BoxedFilter<(warp::reply::Response,)> {
+        let changer = Changer::new(
+            Arc::new(Registry::shipped()),
+            self.producer.clone(),
+            nothing_set(),
+            &self.prefix,
+        );
+        routes(
+            self.ingest.clone(),
+            Arc::new(changer),
+            Arc::new(NoConflicts),
+            Auth::new(SECRET).expect("a secret"),
+        )
+    }
+
     /// Posts a body to helpdesk as anna of acme.
     pub(crate) async fn post(&self, body: &str, headers: &[(&str, &str)]) -> Response<Bytes> {
         self.post_to("/api/v1/helpdesk/sync", body, headers).await
     }
 
     pub(crate) async fn post_to(&self, path: &str, body: &str, headers: &[(&str, &str)]) -> Response<Bytes> {
-        let changer = Arc::new(Changer::new(
-            Arc::new(Registry::shipped()),
-            self.producer.clone(),
-            nothing_set(),
-            &self.prefix,
-        ));
-        let filter = routes(
-            self.ingest.clone(),
-            changer,
-            Arc::new(NoConflicts),
-            Auth::new(SECRET).expect("a secret"),
-        )
-        .recover(recover);
+        let filter = self.routes().recover(recover);
         let mut request = warp::test::request()
             .method("POST")
             .path(path)
@@ -250,6 +254,28 @@ impl Fixture {
         for (name, value) in headers {
             request = request.header(*name, *value);
         }
+        request.reply(&filter).await
+    }
+
+    /// What anna is told of a key, on any device of hers.
+    pub(crate) async fn known(&self, key: &str) -> Response<Bytes> {
+        self.known_to(key, "anna", None, Role::User).await
+    }
+
+    pub(crate) async fn known_to(
+        &self,
+        key: &str,
+        user: &str,
+        device: Option<&str>,
+        role: Role,
+    ) -> Response<Bytes> {
+        let filter = self.routes().recover(recover);
+        let request = warp::test::request()
+            .path(&format!("/api/v1/sync/idempotency/{key}"))
+            .header(
+                "authorization",
+                format!("Bearer {}", token_of(user, device, role)),
+            );
         request.reply(&filter).await
     }
 
@@ -283,11 +309,15 @@ impl Fixture {
 
 /// A token of anna's at acme.
 pub(crate) fn token(device: Option<&str>) -> String {
+    token_of("anna", device, Role::User)
+}
+
+fn token_of(user: &str, device: Option<&str>, role: Role) -> String {
     let claims = Claims {
         tenant: TenantId::parse("acme").expect("tenant"),
-        sub: UserId::parse("anna").expect("user"),
+        sub: UserId::parse(user).expect("user"),
         device: device.map(|device| DeviceId::parse(device).expect("device")),
-        role: Role::User,
+        role,
         exp: Utc::now().timestamp() as u64 + 600,
     };
     mint(SECRET, &claims).expect("a token")
@@ -368,6 +398,24 @@ impl Door {
             }
         });
         Door { port: door, open }
+    }
+
+    pub(crate) async fn before_postgres(places: &Places) -> Door {
+        match (&places.database.get_hosts()[0], places.database.get_ports()[0]) {
+            (tokio_postgres::config::Host::Tcp(host), port) => Door::before(host.clone(), port).await,
+            other => panic!("{other:?}"),
+        }
+    }
+
+    /// Connections go through the door from now on.
+    pub(crate) fn lead_through(&self, database: &mut tokio_postgres::Config) {
+        let mut moved = tokio_postgres::Config::new();
+        moved.host("127.0.0.1").port(self.port);
+        moved.user(database.get_user().expect("a user"));
+        moved.password(database.get_password().unwrap_or_default());
+        moved.dbname(database.get_dbname().expect("a database"));
+        moved.options(database.get_options().expect("options"));
+        *database = moved;
     }
 
     pub(crate) fn shut(&self) {

@@ -19,6 +19,7 @@ use tidelog_events::position::Place;
 use tidelog_projector::chunk::{Results, World, child_domains, fold_chunk, needed_pasts, repeatable};
 use tidelog_projector::document::Touched;
 use tidelog_projector::event::Arrived;
+use tidelog_projector::hits::{self, HitKey};
 use tidelog_projector::merge::Kept;
 use tidelog_projector::resolve::Resolved;
 use tidelog_projector::state::{EventKey, KeptAttempt, PastChange, RecordKey, Standing, State};
@@ -148,7 +149,11 @@ pub struct Shelf {
     pub feed: Vec<Feed>,
     pub outcomes: BTreeMap<EventKey, (RecordKey, Uuid, Outcome)>,
     pub conflicts: BTreeMap<Uuid, Attempted>,
+    pub hits: BTreeMap<HitKey, Counted>,
 }
+
+/// A row of `idempotency_records`: how many hits, since when, and the last one's event and log time.
+pub type Counted = (i64, DateTime<Utc>, EventKey, DateTime<Utc>);
 
 /// A row of `conflicts`.
 #[derive(Debug, Clone, PartialEq)]
@@ -206,10 +211,11 @@ impl Log {
         }
     }
 
-    /// Appends an item; its log time is a year after [`start`] and its offset in seconds.
+    /// Appends an item; its log time is a year after [`start`] and seven hours an offset, so that some pasts are longer
+    /// than hits are kept.
     pub fn append(&mut self, sent: &Sent) -> Arc<Arrived> {
         let offset = self.events.len() as i64;
-        let log_time = start() + Duration::days(365) + Duration::seconds(offset);
+        let log_time = start() + Duration::days(365) + Duration::hours(7 * offset);
         let time = sent.minute.map_or(log_time, minute);
         let domain = self.registry.by_name(sent.domain).expect("a domain").clone();
         let stamp = Stamp::new(
@@ -335,6 +341,17 @@ impl Shelf {
     }
 
     fn keep(&mut self, world: &World, results: Results) {
+        for (key, hits) in hits::count(&results.outcomes) {
+            let (mut count, mut since) = (hits.count, hits.since);
+            // As the statement has it, which knows no more of the hits before than their row.
+            if let Some((known, first, _, last)) = self.hits.get(&key)
+                && *last + hits::KEPT > hits.since
+            {
+                (count, since) = (known + count, *first);
+            }
+            self.hits
+                .insert(key, (count, since, hits.last.key(), hits.last.log_time));
+        }
         for key in &results.changed {
             let state = world
                 .records

@@ -259,7 +259,7 @@ mod tests {
             (json!({"data": {"priority": "URGENT"}}), "data.priority", "enum"),
             (json!({"data": {"mobile_id": other}}), "data.mobile_id", "equal"),
             (json!({"data": {"version": 4}}), "data.version", "equal"),
-            (json!({"data": {"a": "\u{0}"}}), "data.a", "unicode"),
+            (json!({"data": {"a": "\u{0}"}}), "data.a", "no_nul"),
         ] {
             let rejected = judged(ticket(change.clone())).expect_err("an error");
             assert_eq!(

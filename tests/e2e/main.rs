@@ -14,5 +14,6 @@ mod legacy_cases;
 mod nine_domains;
 mod own_domain;
 mod reading;
+mod resolving;
 mod settings;
 mod visibility;

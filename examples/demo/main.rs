@@ -9,6 +9,7 @@
 //! Nothing here uses a crate of Tidelog's own: what the demo can do, any client can.
 
 mod analyst;
+mod conflicts;
 mod phone;
 mod service;
 mod show;

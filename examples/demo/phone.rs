@@ -64,6 +64,25 @@ impl Phone {
         self.send(request, body).await
     }
 
+    /// Puts a document.
+    pub(crate) async fn put(&self, path: &str, body: &str) -> Result<Answer> {
+        self.say(Method::PUT, path, body).await
+    }
+
+    /// Posts a document that is no batch.
+    pub(crate) async fn post_to(&self, path: &str, body: &str) -> Result<Answer> {
+        self.say(Method::POST, path, body).await
+    }
+
+    async fn say(&self, method: Method, path: &str, body: &str) -> Result<Answer> {
+        let request = Request::builder()
+            .method(method)
+            .uri(format!("{}{path}", self.url))
+            .header("content-type", "application/json")
+            .header("prefer", WAIT);
+        self.send(request, body.to_owned()).await
+    }
+
     /// Pulls a page of what has changed.
     pub(crate) async fn pull(&self, query: &str) -> Result<Answer> {
         self.get(&format!("/api/v1/helpdesk/changes?{query}")).await

@@ -119,6 +119,12 @@ impl Service {
         Ok(self.run(&args).await?.trim().to_owned())
     }
 
+    /// The same for somebody with a role, at a desk.
+    pub(crate) async fn token_as(&self, tenant: &str, user: &str, role: &str) -> Result<String> {
+        let args = ["token", "--tenant", tenant, "--user", user, "--role", role];
+        Ok(self.run(&args).await?.trim().to_owned())
+    }
+
     /// What `tidelog status` says, for programs.
     pub(crate) async fn status(&self) -> Result<Value> {
         let said = self.run(&["status", "--output", "json"]).await?;

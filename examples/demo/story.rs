@@ -8,6 +8,7 @@ use serde_json::{Value, json};
 use uuid::Uuid;
 
 use crate::analyst;
+use crate::conflicts::{self, People};
 use crate::phone::{Answer, Phone};
 use crate::service::Service;
 use crate::show::{Show, millis, rate, tell};
@@ -106,7 +107,27 @@ pub(crate) async fn play(show: &mut Show, service: &mut Service) -> Result<()> {
         posted,
     )
     .await?;
-    no_lag(show, service, applied_before, posted).await?;
+    let desk = async |user, role| {
+        let token = service.token_as(&tenant, user, role).await?;
+        anyhow::Ok(Phone::new(user, "desk", &url, token))
+    };
+    let people = People {
+        asha: &asha,
+        boris: &boris,
+        operator: desk("olga", "operator").await?,
+        supervisor: desk("sue", "supervisor").await?,
+    };
+    let mut untouched = tickets
+        .iter()
+        .filter(|t| t.member("priority") == "HIGH")
+        .skip(CHANGES);
+    let (one, other) = untouched
+        .next()
+        .zip(untouched.next())
+        .context("more urgent tickets")?;
+    conflicts::merged(show, &people, one, 1).await?;
+    conflicts::decided(show, &people, other, 1).await?;
+    no_lag(show, service, applied_before, posted + conflicts::EVENTS).await?;
 
     show.step("Everything stops; the data stays for the next run");
     service.stop().await

@@ -28,18 +28,20 @@ pub fn judge<'r, 'a>(
     registry: &'r Registry,
     entry: &Entry<'a>,
     posting: &Posting<'_>,
-) -> Result<(&'r Domain, Item<'a>), Rejected> {
+) -> Result<(&'r Domain, Item<'a>), Box<Rejected>> {
     let Some(members) = entry.members() else {
-        return Err(Rejected {
+        return Err(Box::new(Rejected {
             subject: None,
             entity_type: None,
             error: not_an_object(entry.raw()),
-        });
+        }));
     };
-    judge_members(registry, members, posting).map_err(|error| Rejected {
-        subject: text(members, "mobile_id"),
-        entity_type: text(members, "entity_type"),
-        error,
+    judge_members(registry, members, posting).map_err(|error| {
+        Box::new(Rejected {
+            subject: text(members, "mobile_id"),
+            entity_type: text(members, "entity_type"),
+            error,
+        })
     })
 }
 
@@ -183,7 +185,7 @@ mod tests {
 
     const ID: &str = "11111111-1111-4111-8111-111111111111";
 
-    fn judged(item: Value) -> Result<(String, Item<'static>), Rejected> {
+    fn judged(item: Value) -> Result<(String, Item<'static>), Box<Rejected>> {
         let registry = Registry::shipped();
         let (tenant, user, device) = (
             TenantId::parse("acme").expect("tenant"),

@@ -231,6 +231,32 @@ proptest! {
     }
 }
 
+proptest! {
+    #![proptest_config(ProptestConfig { cases: 1000, ..ProptestConfig::default() })]
+
+    /// One takes over from the other, again and again, each with chunks of its own and from a place that the other had
+    /// passed already; and one that folds alone has the same.
+    #[test]
+    fn two_projectors_give_equal_states(
+        history in history(waiting_item()),
+        turns in prop::collection::vec((any::<prop::sample::Index>(), 0usize..5, 1usize..7), 1..6),
+    ) {
+        let mut log = Log::new();
+        for sent in &history {
+            log.append(sent);
+        }
+        let mut shared = Shelf::default();
+        let mut reached = 0;
+        for (until, back, size) in turns {
+            let until = until.index(log.events.len() + 1).max(reached);
+            shared.fold(&log.registry, &log.events[reached.saturating_sub(back)..until], &[size]);
+            reached = until;
+        }
+        shared.fold(&log.registry, &log.events[reached..], &[3]);
+        prop_assert_eq!(shared, folded(&log, log.events.len(), &[2]));
+    }
+}
+
 /// The places of a document that the edits below are spread over: a member, two leaves of an object, elements of a list.
 const PLACES: usize = 6;
 

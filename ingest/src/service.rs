@@ -19,6 +19,7 @@ use std::sync::Arc;
 use std::time::Duration;
 use tidelog_events::answer::RefusedItem;
 use tidelog_events::domain::Registry;
+use tidelog_events::drill;
 use tidelog_events::envelope::Stamp;
 use tidelog_events::outcome::FindOutcomes;
 use tidelog_events::position::{Appended, Positions};
@@ -156,6 +157,7 @@ impl<F: FindOutcomes> Ingest<F> {
             tracing::error!(%error, "taking a batch ended unexpectedly");
             IngestError::Internal
         })??;
+        drill::reached("ingest.taken");
         Ok(match outcome {
             Outcome::Open(taken) => self.answers.conclude(taken, deadline).await,
             Outcome::Unrecorded(taken) => taken.accepted(&self.registry),
@@ -213,6 +215,7 @@ impl<F: FindOutcomes> Ingest<F> {
             sent_at: incoming.sent_at,
         };
         let appending = self.append(post, &incoming, &clock, &terms);
+        drill::reached("ingest.claimed");
         let logged = match &claim {
             Some(claim) => claim.hold(appending).await,
             None => appending.await,
@@ -238,10 +241,12 @@ impl<F: FindOutcomes> Ingest<F> {
     ) -> Result<Logged, IngestError> {
         let handed_over = heavy(post.body.len(), || self.hand_over(post, incoming, clock, terms));
         let (refused, sending) = handed_over?;
+        drill::reached("ingest.handed_over");
         let appended = match sending {
-            Some(sending) => sending.delivered().await?,
-            None => Appended::default(),
+            Some(sending) if drill::guarded("delivery") => sending.delivered().await?,
+            _ => Appended::default(),
         };
+        drill::reached("ingest.delivered");
         let items = incoming.items.count();
         Ok(Logged {
             items,
@@ -317,6 +322,7 @@ impl<F: FindOutcomes> Ingest<F> {
             answer: answer.clone(),
         };
         let recorded = self.ledger.record(&record).await;
+        drill::reached("ingest.recorded");
         if let Some(claim) = claim {
             claim.finish();
         }

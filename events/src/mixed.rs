@@ -2,7 +2,7 @@
 //! to the log. The data is judged as the item of a batch to its domain would be; what the envelope says goes into the
 //! event's headers, so the data's bytes pass through.
 
-use crate::domain::{Domain, Registry};
+use crate::domain::{Domain, Registry, parse_datetime};
 use crate::error::ItemError;
 use crate::item::{
     Entry, Item, Operation, Posting, base_version, check_fields, check_size, envelope_field, not_an_object,
@@ -70,7 +70,12 @@ fn judge_members<'r, 'a>(
             subject,
             operation,
             base,
-            time: own_time(members).or_else(|| own_time(&inner)),
+            // Of the envelope this one alone: no other time of it goes into the header by which the fold tells an edit
+            // that was made again later from a repeat.
+            time: client_time
+                .as_deref()
+                .and_then(parse_datetime)
+                .or_else(|| own_time(&inner)),
             client_time,
         },
     ))
@@ -283,5 +288,22 @@ mod tests {
             (Some(ID), Some("ticket"))
         );
         assert_eq!(judged(json!(7)).expect_err("no object").subject, None);
+    }
+
+    #[test]
+    fn the_items_time_is_the_envelopes_client_timestamp_else_the_datas_own() {
+        let time = |changes: Value| {
+            let (_, item) = judged(ticket(changes)).expect("an item");
+            (item.time.map(|time| time.to_rfc3339()), item.client_time)
+        };
+        let (early, late) = ("2026-01-01T00:00:00+00:00", "2026-01-02T00:00:00+00:00");
+        let both = json!({"client_timestamp": late, "data": {"updated_at": early}});
+        assert_eq!(time(both), (Some(late.into()), Some(late.into())));
+        let inside = json!({"data": {"updated_at": early}});
+        assert_eq!(time(inside), (Some(early.into()), None));
+        // An unknown member of the envelope, like any other.
+        assert_eq!(time(json!({"updated_at": late})), (None, None));
+        let unknown = json!({"updated_at": late, "data": {"client_timestamp": early}});
+        assert_eq!(time(unknown), (Some(early.into()), None));
     }
 }

@@ -2,8 +2,8 @@
 //! promises has to hold wherever it is interrupted, and a check that no missing guard makes fail would show nothing.
 //! Release builds have none of it: both functions are empty there.
 //!
-//! - `TIDELOG_DRILL_STOP=step@3:kill,step:wait=500`: at the third time, or from the first, the process is gone without a
-//!   warning, or the step takes 500 ms
+//! - `TIDELOG_DRILL_STOP=step@3:kill,step:wait=500`: the third time, the process is gone without a warning; the first time,
+//!   the step takes 500 ms
 //! - `TIDELOG_DRILL_WITHOUT=guard,guard`
 
 /// The process has come to a step.
@@ -65,7 +65,10 @@ mod in_tests {
                     // Nothing is unwound, flushed or finished, as with kill -9.
                     std::process::abort();
                 }
-                What::Wait(time) if times >= stop.at => std::thread::sleep(*time),
+                What::Wait(time) if times == stop.at => {
+                    eprintln!("drill: waits at {step}, time {times}");
+                    std::thread::sleep(*time);
+                }
                 _ => {}
             }
         }

@@ -6,6 +6,7 @@ use std::sync::atomic::Ordering;
 use std::time::Duration;
 
 use rustix::process::Signal;
+use tokio::task::JoinError;
 
 use crate::checker::{Left, check, watch_positions};
 use crate::field::{ALL, Field, GATEWAYS, PROJECTORS, Who};
@@ -15,7 +16,7 @@ use crate::support::service::Deployment;
 use crate::support::{eventually, stack};
 use crate::workload::{Caller, Progress, read};
 
-const PHONES: u64 = 3;
+const PHONES: u64 = 5;
 
 /// How a run ended.
 pub(crate) struct Ended {
@@ -54,27 +55,48 @@ pub(crate) async fn run(
         .collect();
     let watching = tokio::spawn(watch_positions(field.clone(), progress.clone()));
 
+    // Nothing is broken before everything works.
+    eventually("the first batches are answered", async || {
+        (progress.answered.load(Ordering::SeqCst) > 20).then_some(())
+    })
+    .await;
     let poison = nemesis(&field, &progress).await;
     field.revive();
     progress.finish.store(true, Ordering::SeqCst);
-    let mut told = Vec::new();
+    let (mut told, mut seen) = (Vec::new(), Vec::new());
     for phone in phones {
-        told.extend(phone.await.expect("a phone that came to its end"));
+        match phone.await {
+            Ok(mine) => told.extend(mine),
+            Err(error) => seen.push(said(error)),
+        }
     }
     field.settle().await;
     progress.stop.store(true, Ordering::SeqCst);
     let mut held = Vec::new();
     for (tenant, reader) in readers {
-        held.push((tenant, reader.await.expect("a reader that came to its end")));
+        match reader.await {
+            Ok(replica) => held.push((tenant, replica)),
+            Err(error) => seen.push(said(error)),
+        }
     }
-    watching.await.expect("positions that only rise");
+    seen.extend(watching.await.err().map(said));
     field.ready();
     let left = Left {
         told,
+        seen,
         readers: held,
         poison,
     };
     Ended { left, field }
+}
+
+/// What somebody who looked all along has seen go wrong.
+fn said(error: JoinError) -> String {
+    let panic = error.into_panic();
+    let text = panic.downcast_ref::<String>().map(String::as_str);
+    text.or(panic.downcast_ref::<&str>().copied())
+        .unwrap_or("a panic")
+        .to_owned()
 }
 
 /// The whole of a case: a deployment of its own on the shared stack.
@@ -177,11 +199,17 @@ async fn a_projector_that_sleeps_past_its_session_writes_nothing_when_it_wakes()
 
 /// Stops a projector for longer than its session, so that the other takes over, and lets it go on.
 pub(crate) async fn zombie(field: &Field) {
-    for who in PROJECTORS {
-        field.signal(who, Signal::STOP);
-        seconds(14.0).await;
+    for (n, who) in PROJECTORS.into_iter().enumerate() {
+        // Alone it owns everything; the other comes when it sleeps.
+        let other = PROJECTORS[1 - n];
+        field.terminate(other);
+        field
+            .stop_at(who, ["project.folded", "project.loaded"][n], 4)
+            .await;
+        field.start_anew(other, &[]);
+        seconds(10.0).await;
         field.signal(who, Signal::CONT);
-        seconds(2.0).await;
+        seconds(4.0).await;
     }
 }
 

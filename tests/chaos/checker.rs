@@ -36,6 +36,8 @@ fn broken(rule: impl Into<String>, record: Option<&str>) -> Violation {
 /// Everything that a run left behind.
 pub(crate) struct Left {
     pub(crate) told: Vec<Told>,
+    /// What phones, readers and watchers saw go wrong while they worked.
+    pub(crate) seen: Vec<String>,
     /// By tenant, what each reader holds.
     pub(crate) readers: Vec<(String, Replica)>,
     /// Records put onto the topic by hand, which no fold can read.
@@ -44,6 +46,9 @@ pub(crate) struct Left {
 
 /// Checks all rules. To be called when everything is mended and applied.
 pub(crate) async fn check(field: &Field, left: &Left) -> Result<(), String> {
+    if let Some(seen) = left.seen.first() {
+        return Err(seen.clone());
+    }
     let topic = read_topic(
         &field.deployment.brokers,
         &field.deployment.topic("sync.helpdesk.v1"),

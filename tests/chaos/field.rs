@@ -141,6 +141,26 @@ impl Field {
         }
     }
 
+    /// Starts one anew and stops it in the middle of a step: what it had begun, it goes on with when it is continued.
+    pub(crate) async fn stop_at(&self, who: Who, step: &str, time: u32) {
+        let stop = format!("{step}@{time}:wait=3000");
+        self.start_anew(who, &[("TIDELOG_DRILL_STOP", &stop)]);
+        let from = self.log(who).len();
+        eventually(&format!("{who:?} is at {step}"), async || {
+            self.log(who)[from..].contains("drill: waits at").then_some(())
+        })
+        .await;
+        self.signal(who, Signal::STOP);
+    }
+
+    fn log(&self, who: Who) -> String {
+        let processes = self.processes.lock().expect("no panic");
+        processes[who.slot()]
+            .as_ref()
+            .map(Process::log)
+            .unwrap_or_default()
+    }
+
     /// Whether it runs.
     pub(crate) fn runs(&self, who: Who) -> bool {
         let mut processes = self.processes.lock().expect("no panic");

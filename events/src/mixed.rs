@@ -5,8 +5,8 @@
 use crate::domain::{Domain, Registry};
 use crate::error::ItemError;
 use crate::item::{
-    Entry, Item, Operation, Posting, base_version, check_fields, check_size, envelope_field, not_an_object,
-    own_time, record_key, required_uuid,
+    Entry, Item, Operation, Posting, base_version, check_fields, check_size, delete_flag, envelope_field,
+    not_an_object, own_time, record_key, required_uuid, sync_status,
 };
 use crate::json::Members;
 use std::borrow::Cow;
@@ -57,7 +57,8 @@ fn judge_members<'r, 'a>(
     let inner: Members<'_> = serde_json::from_str(raw).map_err(|_| inside(not_an_object(raw)))?;
     check_size(raw, &inner, posting)
         .and_then(|()| check_fields(domain, &inner, operation, posting))
-        .and_then(|()| agrees(&inner, id, base))
+        .and_then(|()| sync_status(domain, &inner))
+        .and_then(|_| agrees(domain, &inner, id, base, operation))
         .map_err(inside)?;
     let subject = id.to_string();
     Ok((
@@ -139,8 +140,15 @@ fn data<'a>(members: &Members<'a>, operation: Operation) -> Result<&'a str, Item
     }
 }
 
-/// Data may repeat what the envelope says, and must not say otherwise.
-fn agrees(inner: &Members<'_>, id: Uuid, base: i64) -> Result<(), ItemError> {
+/// Data may repeat what the envelope says, and must not say otherwise. `sync_status` is where the device stands and no
+/// word on what it did; a flag that deletes is part of the document, and no record that is there has it.
+fn agrees(
+    domain: &Domain,
+    inner: &Members<'_>,
+    id: Uuid,
+    base: i64,
+    operation: Operation,
+) -> Result<(), ItemError> {
     let repeats = |name: &str| inner.get(name).is_some_and(|raw| raw != "null");
     if repeats("mobile_id") && required_uuid(inner, "mobile_id")? != id {
         return Err(ItemError::field(
@@ -155,6 +163,15 @@ fn agrees(inner: &Members<'_>, id: Uuid, base: i64) -> Result<(), ItemError> {
             "equal",
             "the data's version is another than the item's",
         ));
+    }
+    if operation != Operation::Delete
+        && let Some(flag) = delete_flag(domain, inner)
+    {
+        let message = format!(
+            "the data's {flag} says delete, and the operation is {}",
+            operation.as_str()
+        );
+        return Err(ItemError::field(flag, "equal", message));
     }
     Ok(())
 }
@@ -259,7 +276,17 @@ mod tests {
             (json!({"data": {"priority": "URGENT"}}), "data.priority", "enum"),
             (json!({"data": {"mobile_id": other}}), "data.mobile_id", "equal"),
             (json!({"data": {"version": 4}}), "data.version", "equal"),
-            (json!({"data": {"a": "\u{0}"}}), "data.a", "unicode"),
+            (json!({"data": {"a": "\u{0}"}}), "data.a", "no_nul"),
+            (
+                json!({"data": {"sync_status": "lost"}}),
+                "data.sync_status",
+                "enum",
+            ),
+            (
+                json!({"entity_type": "journal", "data": {"is_deleted": true}}),
+                "data.is_deleted",
+                "equal",
+            ),
         ] {
             let rejected = judged(ticket(change.clone())).expect_err("an error");
             assert_eq!(

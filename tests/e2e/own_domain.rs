@@ -7,7 +7,7 @@ use crate::support::kafka::read_topic;
 use crate::support::phone::{Phone, Replica, tenant};
 use crate::support::service::{Deployment, Service};
 
-const INSPECTIONS: &str = r#"# Inspections of fire equipment.
+pub(crate) const INSPECTIONS: &str = r#"# Inspections of fire equipment.
 domain = "inspections"
 kind = "entity"
 topic = "sync.inspections.v1"
@@ -34,7 +34,7 @@ begun_at = { type = "datetime" }
 done_at = { type = "datetime", column = true }
 "#;
 
-fn deployment_with(name: &str, file: &str, text: &str) -> Deployment {
+pub(crate) fn deployment_with(name: &str, file: &str, text: &str) -> Deployment {
     let deployment = Deployment::new(name);
     let folder = deployment.dir.join("domains");
     std::fs::create_dir_all(&folder).expect("a folder");
@@ -184,6 +184,27 @@ fn check_domain_names_the_lines_of_defects() {
             "int",
         ),
         ("toml.toml", INSPECTIONS.replace("[fields]", "[fields"), 20, ""),
+        (
+            "name.toml",
+            INSPECTIONS.replace("kind =", "entity_type = \"An inspection\"\nkind ="),
+            3,
+            "entity_type must begin with a-z",
+        ),
+        (
+            "telemetry.toml",
+            INSPECTIONS.replace(
+                "kind = \"entity\"",
+                "entity_type = \"visit\"\nkind = \"telemetry\"\nidentity = [\"place\"]",
+            ),
+            3,
+            "entity_type is for entities without a parent",
+        ),
+        (
+            "taken.toml",
+            INSPECTIONS.replace("kind =", "entity_type = \"ticket\"\nkind ="),
+            1,
+            "entity_type is taken by the domain \"helpdesk\"",
+        ),
         (
             "clash.toml",
             INSPECTIONS.replace("\"inspections\"", "\"helpdesk\""),

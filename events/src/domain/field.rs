@@ -384,7 +384,10 @@ mod tests {
     #[test]
     fn a_time_has_no_more_digits_than_a_header_and_a_column_hold() {
         let of = |digits: usize| parse_datetime(&format!("2026-03-01T10:00:00.{}+05:30", "1".repeat(digits)));
-        assert_eq!(of(38).map(|time| time.timestamp_subsec_nanos()), Some(111_111_111));
+        assert_eq!(
+            of(38).map(|time| time.timestamp_subsec_nanos()),
+            Some(111_111_111)
+        );
         assert_eq!(of(39), None);
     }
 

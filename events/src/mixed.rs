@@ -54,12 +54,12 @@ fn judge_members<'r, 'a>(
     let base = base_version(members)?;
     let client_time = client_time(members, posting)?;
     let raw = data(members, operation)?;
-    let inner: Members<'_> = serde_json::from_str(raw).map_err(|_| inside(not_an_object(raw)))?;
+    let inner: Members<'_> = serde_json::from_str(raw).map_err(|_| inside_data(not_an_object(raw)))?;
     check_size(raw, &inner, posting)
         .and_then(|()| check_fields(domain, &inner, operation, posting))
         .and_then(|()| sync_status(domain, &inner))
         .and_then(|_| agrees(domain, &inner, id, base, operation))
-        .map_err(inside)?;
+        .map_err(inside_data)?;
     let subject = id.to_string();
     Ok((
         domain,
@@ -76,7 +76,7 @@ fn judge_members<'r, 'a>(
 }
 
 /// What data breaks is told with the path that it has in the envelope.
-fn inside(error: ItemError) -> ItemError {
+pub(crate) fn inside_data(error: ItemError) -> ItemError {
     let field = match error.field.as_deref() {
         None | Some("") => "data".to_owned(),
         Some(field) => format!("data.{field}"),
@@ -89,9 +89,7 @@ fn inside(error: ItemError) -> ItemError {
 
 fn domain<'r>(registry: &'r Registry, members: &Members<'_>) -> Result<&'r Domain, ItemError> {
     let wanted = required_text(members, "entity_type")?;
-    let found = registry
-        .by_entity_type(&wanted)
-        .filter(|domain| domain.parent.is_none());
+    let found = registry.by_entity_type(&wanted);
     found.map(AsRef::as_ref).ok_or_else(|| {
         let known: Vec<&str> = registry
             .iter()

@@ -51,7 +51,7 @@ pub(crate) fn judge<'a>(
     };
     let mut judged = Judged::default();
     judged.accepted.reserve_exact(incoming.items.count());
-    let mut take = |index: u32, verdict: Result<(&'a Domain, Item<'a>), RefusedItem>| match verdict {
+    let mut take = |index: u32, verdict: Result<(&'a Domain, Item<'a>), Box<RefusedItem>>| match verdict {
         Ok((domain, item)) => judged.accepted.push(Accepted {
             index,
             domain,
@@ -59,7 +59,7 @@ pub(crate) fn judge<'a>(
             policy: terms.settings.policy(domain),
             item,
         }),
-        Err(refused) => judged.refused.push(refused),
+        Err(refused) => judged.refused.push(*refused),
     };
     match &incoming.items {
         Items::Of(domain, entries) => {
@@ -89,15 +89,15 @@ fn of_domain<'a>(
     index: u32,
     entry: &Entry<'a>,
     posting: &Posting<'_>,
-) -> Result<(&'a Domain, Item<'a>), RefusedItem> {
+) -> Result<(&'a Domain, Item<'a>), Box<RefusedItem>> {
     match item::judge(domain, entry, posting) {
         Ok(item) => Ok((domain, item)),
-        Err(rejected) => Err(RefusedItem {
+        Err(rejected) => Err(Box::new(RefusedItem {
             index,
             subject: rejected.subject,
             entity_type: None,
             error: rejected.error,
-        }),
+        })),
     }
 }
 
@@ -106,12 +106,14 @@ fn of_mixed<'a>(
     index: u32,
     entry: &Entry<'a>,
     posting: &Posting<'_>,
-) -> Result<(&'a Domain, Item<'a>), RefusedItem> {
-    mixed::judge(registry, entry, posting).map_err(|rejected| RefusedItem {
-        index,
-        subject: rejected.subject,
-        entity_type: rejected.entity_type,
-        error: rejected.error,
+) -> Result<(&'a Domain, Item<'a>), Box<RefusedItem>> {
+    mixed::judge(registry, entry, posting).map_err(|rejected| {
+        Box::new(RefusedItem {
+            index,
+            subject: rejected.subject,
+            entity_type: rejected.entity_type,
+            error: rejected.error,
+        })
     })
 }
 

@@ -91,13 +91,15 @@ impl<'a> Wanted<'a> {
         &self,
         contested: &Contested,
         posting: &Posting<'_>,
-    ) -> Result<Item<'static>, RefusedItem> {
+    ) -> Result<Item<'static>, Box<RefusedItem>> {
         let Contested { id, domain, conflict } = contested;
-        let refused = |error| RefusedItem {
-            index: 0,
-            subject: Some(conflict.mobile_id.to_string()),
-            entity_type: None,
-            error,
+        let refused = |error| {
+            Box::new(RefusedItem {
+                index: 0,
+                subject: Some(conflict.mobile_id.to_string()),
+                entity_type: None,
+                error,
+            })
         };
         let data = match self.data {
             None => Map::new(),

@@ -88,7 +88,7 @@ impl Tale {
 
 #[test]
 fn every_strategy_does_what_it_says() {
-    let table: [(&str, Option<Value>, (Winner, i64, &str)); 4] = [
+    for (strategy, data, (winner, version, says)) in [
         ("client_wins", None, (Winner::Client, 3, "anna's HIGH")),
         ("server_wins", None, (Winner::Server, 2, "bert's HIGH")),
         // Anna's comment is the later one, and the priority only Bert changed.
@@ -98,8 +98,7 @@ fn every_strategy_does_what_it_says() {
             Some(json!({"comments": "sue's", "priority": "LOW"})),
             (Winner::Merged, 3, "sue's LOW"),
         ),
-    ];
-    for (strategy, data, (winner, version, says)) in table {
+    ] {
         let (mut tale, batch) = waiting(Update, json!({"comments": "anna's"}));
         let decided = tale.decided(SUE, batch, 2, strategy, data);
         assert_eq!(decided, (winner, version, says.to_owned()), "{strategy}");

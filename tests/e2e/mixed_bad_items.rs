@@ -1,16 +1,11 @@
 //! A bad item of a mixed batch harms itself alone: it is told in its place by code, field and rule, the field with the
 //! path that it has in the item, and what stands beside it goes through.
 
-use std::sync::OnceLock;
-
 use uuid::Uuid;
 
+use super::mixed_batches::phone_of;
 use super::mixed_items::{done, told};
 use crate::support::items::{ENTITY_TYPES, Known, id_of, mixed};
-use crate::support::phone::{Phone, tenant};
-use crate::support::service::Service;
-
-static SERVICE: OnceLock<Service> = OnceLock::new();
 
 /// What is wrong, in an item that is good otherwise, and its error's code, field and rule.
 type Case = (String, &'static str);
@@ -168,8 +163,7 @@ fn bad_data() -> Vec<Case> {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_bad_item_of_any_kind_harms_itself_alone() {
-    let deployment = &Service::shared(&SERVICE, "mixed-bad").deployment;
-    let phone = Phone::new(deployment, &tenant("bad"), "asha");
+    let phone = phone_of("bad");
     let mut items = Vec::new();
     let bad: Vec<Case> = bad_envelopes().into_iter().chain(bad_data()).collect();
     for (n, (item, _)) in bad.iter().enumerate() {

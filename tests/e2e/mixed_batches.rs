@@ -15,11 +15,12 @@ use crate::support::service::{Deployment, Service};
 
 static SERVICE: OnceLock<Service> = OnceLock::new();
 
-fn deployment() -> &'static Deployment {
+/// Shared with the other files on mixed batches.
+pub(super) fn deployment() -> &'static Deployment {
     &Service::shared(&SERVICE, "mixed").deployment
 }
 
-fn phone_of(name: &str) -> Phone {
+pub(super) fn phone_of(name: &str) -> Phone {
     Phone::new(deployment(), &tenant(name), "asha")
 }
 

@@ -1,26 +1,14 @@
 //! What the items of a mixed batch do: each is judged and folded as the item of a batch to its domain would be, its
 //! data's bytes are the event.
 
-use std::sync::OnceLock;
-
 use serde_json::{Value, json};
 use tidelog_http::auth::Role;
 use uuid::Uuid;
 
+use super::mixed_batches::{deployment, phone_of};
 use crate::support::items::{ENTITY_TYPES, Known, mixed};
 use crate::support::kafka::{Record, read_topic};
-use crate::support::phone::{Phone, tenant};
-use crate::support::service::{Deployment, Service};
-
-static SERVICE: OnceLock<Service> = OnceLock::new();
-
-fn deployment() -> &'static Deployment {
-    &Service::shared(&SERVICE, "mixed-items").deployment
-}
-
-fn phone_of(name: &str) -> Phone {
-    Phone::new(deployment(), &tenant(name), "asha")
-}
+use crate::support::phone::Phone;
 
 /// A second user of a phone's tenant.
 fn colleague(phone: &Phone) -> Phone {

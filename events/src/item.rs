@@ -279,38 +279,39 @@ fn operation(domain: &Domain, members: &Members<'_>, base: i64) -> Result<Operat
     if !domain.is_entity() {
         return Ok(Operation::Append);
     }
-    let status = match members.get("sync_status").filter(|raw| *raw != "null") {
-        None => None,
-        Some(raw) => Some(
-            serde_json::from_str::<String>(raw)
-                .map_err(|_| ItemError::field("sync_status", "type", "sync_status must be a string"))?,
-        ),
-    };
-    let known = ["synced", "pending_sync", "sync_error", "pending_delete"];
-    if let Some(status) = &status
-        && !known.contains(&status.as_str())
-        && !domain.extra_sync_status.contains(status)
-    {
-        let all: Vec<&str> = known
-            .into_iter()
-            .chain(domain.extra_sync_status.iter().map(String::as_str))
-            .collect();
-        return Err(ItemError::field(
-            "sync_status",
-            "enum",
-            format!("sync_status must be one of {}", all.join(", ")),
-        ));
-    }
-    let flagged = domain
-        .delete_flag
-        .as_ref()
-        .is_some_and(|flag| members.get(flag) == Some("true"));
+    let status = sync_status(domain, members)?;
     Ok(match status.as_deref() {
         Some("pending_delete") => Operation::Delete,
-        _ if flagged => Operation::Delete,
+        _ if delete_flag(domain, members).is_some() => Operation::Delete,
         _ if base == 0 => Operation::Create,
         _ => Operation::Update,
     })
+}
+
+/// Where the device says that it stands, if it does and that is a place to stand.
+pub(crate) fn sync_status(domain: &Domain, members: &Members<'_>) -> Result<Option<String>, ItemError> {
+    const KNOWN: [&str; 4] = ["synced", "pending_sync", "sync_error", "pending_delete"];
+    let Some(raw) = members.get("sync_status").filter(|raw| *raw != "null") else {
+        return Ok(None);
+    };
+    let status: String = serde_json::from_str(raw)
+        .map_err(|_| ItemError::field("sync_status", "type", "sync_status must be a string"))?;
+    if KNOWN.contains(&status.as_str()) || domain.extra_sync_status.contains(&status) {
+        return Ok(Some(status));
+    }
+    let extra = domain.extra_sync_status.iter().map(String::as_str);
+    let all: Vec<&str> = KNOWN.into_iter().chain(extra).collect();
+    Err(ItemError::field(
+        "sync_status",
+        "enum",
+        format!("sync_status must be one of {}", all.join(", ")),
+    ))
+}
+
+/// The field by which an item says that its record is deleted, where it does.
+pub(crate) fn delete_flag<'d>(domain: &'d Domain, members: &Members<'_>) -> Option<&'d str> {
+    let flag = domain.delete_flag.as_deref()?;
+    (members.get(flag) == Some("true")).then_some(flag)
 }
 
 fn require_all(domain: &Domain, members: &Members<'_>) -> Result<(), ItemError> {

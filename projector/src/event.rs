@@ -14,6 +14,9 @@ use tidelog_events::position::Place;
 use tidelog_events::resolution::Resolution;
 use uuid::Uuid;
 
+/// The member that says when the device did it, where an item of a domain's own batch says so.
+const CLIENT_TIMESTAMP: &str = "client_timestamp";
+
 /// An event with its value, its place and the log's time.
 #[derive(Debug, Clone)]
 pub struct Arrived {
@@ -21,7 +24,7 @@ pub struct Arrived {
     pub event: Event,
     /// Its domain.
     pub domain: Arc<Domain>,
-    /// The item.
+    /// The item, with the device's own time where a header holds that.
     pub item: Doc,
     /// What tells the same item from another (DOMAINS: the same item).
     pub content: Uuid,
@@ -79,7 +82,7 @@ impl Arrived {
             .filter(|domain| domain.topic == topic)
             .cloned();
         let domain = domain.ok_or_else(|| Unreadable::WrongTopic(event.table.clone()))?;
-        let item = match serde_json::from_slice(value.unwrap_or_default()) {
+        let mut item = match serde_json::from_slice(value.unwrap_or_default()) {
             Ok(Value::Object(item)) => item,
             Ok(_) => return Err(Unreadable::Value("it is something else".into())),
             Err(error) => return Err(Unreadable::Value(error.to_string())),
@@ -111,6 +114,10 @@ impl Arrived {
         let resolution = resolves.then(|| Resolution::read(&item)).transpose();
         let resolution = resolution.map_err(Unreadable::Resolution)?;
         let content = content_of(&event, value.unwrap_or_default(), &item);
+        // From here on it is an item like any other: its document has its time, and not that of an earlier change.
+        if let Some(time) = &event.client_time {
+            item.insert(CLIENT_TIMESTAMP.into(), time.as_str().into());
+        }
         Ok(Arrived {
             event,
             domain,

@@ -7,7 +7,7 @@ use serde_json::{Value, json};
 use uuid::Uuid;
 
 use crate::support::http::Answer;
-use crate::support::items::{id_of, tickets};
+use crate::support::items::{id_of, mixed, tickets};
 use crate::support::phone::{Phone, tenant};
 use crate::support::proxy::Proxy;
 use crate::support::service::Deployment;
@@ -124,6 +124,77 @@ async fn batches_are_accepted_applied_later_and_their_receipts_resolve() {
         assert_eq!(by_second["synced_items"], last.json()["synced_items"]);
     }
     applied_once(&direct, &phone.tenant, 2 + 3 * 4).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_mixed_batch_is_accepted_and_its_sealed_receipt_resolves_in_its_form() {
+    let (direct, through, proxy) = cuttable("pg-mixed");
+    let _project = direct.start("project");
+    let ingest = through.start_listening("ingest", "/readyz");
+    let phone = Phone::new(&through, &tenant("mixed"), "asha");
+    let (ticket, task) = (Uuid::new_v4(), Uuid::new_v4());
+    let items = [
+        mixed("task", "create", task, 0, r#"{"jobdesc":"Check the pumps"}"#),
+        mixed(
+            "ticket",
+            "create",
+            ticket,
+            0,
+            r#"{"ticketdesc":"The lift is stuck"}"#,
+        ),
+        mixed("lorry", "create", Uuid::new_v4(), 0, "{}"),
+        mixed("ticket", "update", ticket, 0, r#"{"comments":"Since noon"}"#),
+    ];
+    let key = Uuid::new_v4().to_string();
+    proxy.cut();
+    let answer = phone.post_mixed(&key, &items).await.expect(202);
+    let told = answer.json();
+    assert_eq!(told["status"], "accepted", "{told}");
+    assert_eq!(told["results"].as_array().map(Vec::len), Some(1), "{told}");
+    assert_eq!(
+        told["results"][0]["index"], 2,
+        "what the gateway refused is known already"
+    );
+    let location = answer.header("location").expect("a Location").to_owned();
+
+    // This gateway will never note it down: all that is left of the batch is the log and the receipt.
+    ingest.kill9();
+    proxy.mend();
+    let _ingest = direct.start_listening("ingest", "/readyz");
+    let resolved = eventually("the receipt resolves", async || {
+        let answer = phone.get(&location).await.expect(200).json();
+        (answer["status"] == "complete").then_some(answer)
+    })
+    .await;
+    let entry = |index: usize, id: Uuid, entity_type: &str, status: &str, version: i64| json!({"index": index, "mobile_id": id, "entity_type": entity_type, "status": status, "server_version": version});
+    assert_eq!(
+        resolved["results"],
+        json!([
+            entry(0, task, "task", "created", 1),
+            entry(1, ticket, "ticket", "created", 1),
+            entry(3, ticket, "ticket", "updated", 2),
+        ])
+    );
+    // A phone that lost the receipt tries again: another append of the same events, and the whole answer.
+    let last = eventually("the final answer", async || {
+        let answer = phone.post_mixed(&key, &items).await;
+        (answer.status == 200).then(|| answer.json())
+    })
+    .await;
+    let results = last["results"].as_array().expect("results");
+    assert_eq!(
+        (results.len(), &results[2]["status"]),
+        (4, &json!("error")),
+        "{last}"
+    );
+    for told in resolved["results"].as_array().expect("results") {
+        assert!(results.contains(told), "{last}");
+    }
+    let db = direct.db().await;
+    for (table, changes) in [("activity_changes", 1), ("helpdesk_changes", 2)] {
+        let sql = format!("SELECT count(*) FROM {table} WHERE tenant_id = $1");
+        assert_eq!(db.count(&sql, &[&phone.tenant]).await, changes, "{table}");
+    }
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -447,6 +447,11 @@ pub fn record_key(tenant: &TenantId, identity: &str) -> String {
     record_key_encoded(tenant, &encode_part(identity))
 }
 
+/// The key of a telemetry item's events, whose identity is a list of encoded parts already.
+pub fn item_key(tenant: &TenantId, subject: &str) -> String {
+    record_key_encoded(tenant, subject)
+}
+
 fn record_key_encoded(tenant: &TenantId, identity: &str) -> String {
     format!("{}/{identity}", encode_part(tenant.as_str()))
 }

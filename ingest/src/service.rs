@@ -11,7 +11,7 @@ use crate::incoming::{Identity, Incoming};
 use crate::judge::{Clock, judge};
 use crate::ledger::Ledger;
 use crate::producer::{Producer, Sending};
-use crate::record::Record;
+use crate::record::{Record, Standing};
 use crate::terms::Terms;
 use chrono::{DateTime, SubsecRound, Utc};
 use deadpool_postgres::Pool;
@@ -327,7 +327,22 @@ impl<F: FindOutcomes> Ingest<F> {
             claim.finish();
         }
         match (recorded, answer) {
-            (Ok(stored), Some(answer)) => Outcome::Answered(stored.unwrap_or(answer), false),
+            (Ok(standing), Some(answer)) => Outcome::Answered(standing.answer.unwrap_or(answer), false),
+            // Somebody else appended it too, and was first: because a gateway slept through its lease, or the claim was
+            // skipped. What that one recorded is what everybody is told, for ever.
+            (
+                Ok(Standing {
+                    answer: Some(answer), ..
+                }),
+                None,
+            ) => Outcome::Answered(answer, true),
+            (
+                Ok(Standing {
+                    receipt: Some(receipt),
+                    ..
+                }),
+                None,
+            ) if receipt != taken.receipt => self.resume(post, taken.identity, receipt, arrival).await,
             (Ok(_), None) => Outcome::Open(taken),
             (Err(_), answer) => {
                 self.ledger.record_later(record);

@@ -8,7 +8,7 @@ use sha2::{Digest, Sha256};
 use std::sync::Arc;
 use tidelog_events::domain::{Domain, Registry};
 use tidelog_events::envelope::{EnvelopeError, Event};
-use tidelog_events::item::Operation;
+use tidelog_events::item::{Operation, item_key, record_key};
 use tidelog_events::json::{hash_content, hash_simple_content};
 use tidelog_events::position::Place;
 use tidelog_events::resolution::Resolution;
@@ -128,6 +128,16 @@ impl Arrived {
             place,
             log_time,
         })
+    }
+
+    /// The key that it has to have on its topic: another one would lie in another partition, and a record's history is
+    /// one partition.
+    pub fn topic_key(&self) -> String {
+        match (self.domain.is_entity(), self.parent) {
+            (true, Some(parent)) => record_key(&self.event.tenant, &parent.to_string()),
+            (true, None) => record_key(&self.event.tenant, &self.event.subject),
+            (false, _) => item_key(&self.event.tenant, &self.event.subject),
+        }
     }
 
     /// The record that it is about.

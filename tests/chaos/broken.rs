@@ -1,15 +1,13 @@
 //! A check that cannot fail shows nothing: each of these takes a guard out and has to be noticed.
 
-use crate::cases::{run, zombie};
+use crate::cases::{prepared, run, zombie};
 use crate::checker::check;
 use crate::field::{Field, GATEWAYS};
-use crate::support::service::Deployment;
 use crate::workload::Progress;
 
 /// Runs with a guard out; answers what was noticed.
 async fn without(guard: &str, nemesis: impl AsyncFnOnce(&Field, &Progress) -> usize) -> String {
-    let deployment = Deployment::new(&format!("without-{guard}"));
-    deployment.prepare();
+    let deployment = prepared(&format!("without-{guard}")).await;
     let field = Field::start_with(&deployment, &deployment, &[("TIDELOG_DRILL_WITHOUT", guard)]);
     let ended = run(field, 7, 50, nemesis).await;
     check(&ended.field, &ended.left)

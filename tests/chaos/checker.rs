@@ -2,9 +2,6 @@
 //! Postgres, what readers hold. A violation is told with the shortest history of the record concerned.
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::sync::Arc;
-use std::sync::atomic::Ordering;
-use std::time::Duration;
 
 use serde_json::Value;
 use tidelog_http::auth::Role;
@@ -15,7 +12,8 @@ use crate::support::eventually;
 use crate::support::kafka::{Record, read_topic};
 use crate::support::phone::{Phone, Replica};
 use crate::support::projection::{next_offsets, projection};
-use crate::workload::{Progress, Told, entries};
+use crate::support::service::Deployment;
+use crate::workload::{Told, entries};
 
 /// A rule that did not hold, and the record that shows it.
 #[derive(Debug)]
@@ -23,6 +21,9 @@ pub(crate) struct Violation {
     pub(crate) rule: String,
     pub(crate) record: Option<String>,
 }
+
+/// How the batches of records begin that were put onto the topic by hand.
+pub(crate) const POISON: &str = "00000000-";
 
 type Rule = Result<(), Violation>;
 
@@ -69,6 +70,8 @@ pub(crate) async fn check(field: &Field, left: &Left) -> Result<(), String> {
 
 async fn rules(field: &Field, left: &Left, topic: &[Record], db: &Db) -> Rule {
     let stored = stored(db).await;
+    positions_never_move_back(db, &field.deployment.schema).await?;
+    dead_letters_are_the_poison(db, left.poison).await?;
     what_was_told_is_in_the_log(left, topic)?;
     one_outcome_each_as_told(left, &stored)?;
     every_event_has_its_outcome(topic, &stored, left.poison)?;
@@ -77,6 +80,19 @@ async fn rules(field: &Field, left: &Left, topic: &[Record], db: &Db) -> Rule {
     tenants_hold_their_own(left)?;
     readers_hold_what_is_there(field, left).await?;
     the_log_folded_again_is_the_same(field).await
+}
+
+async fn dead_letters_are_the_poison(db: &Db, poison: usize) -> Rule {
+    let letters = db
+        .objects("SELECT \"offset\", reason FROM dead_letters", &[])
+        .await;
+    match letters.len() == poison {
+        true => Ok(()),
+        false => Err(broken(
+            format!("{poison} records were poison, dead letters are {letters:?}"),
+            None,
+        )),
+    }
 }
 
 fn what_was_told_is_in_the_log(left: &Left, topic: &[Record]) -> Rule {
@@ -177,6 +193,7 @@ fn every_event_has_its_outcome(
     let mut unreadable = 0;
     for record in topic {
         match record.headers.iter().find(|(name, _)| name == "ce_batch") {
+            Some((_, batch)) if batch.starts_with(POISON) => unreadable += 1,
             Some((_, batch)) => {
                 logged.insert(batch.as_str());
                 if !stored.contains_key(batch) {
@@ -355,32 +372,31 @@ async fn history(record: &str, topic: &[Record], db: &Db) -> String {
     lines.join("\n")
 }
 
-/// Watches positions all along: they never move back, nor do epochs. Ends with the run.
-pub(crate) async fn watch_positions(field: Arc<Field>, progress: Arc<Progress>) {
-    let mut highest: BTreeMap<(String, i64), (i64, i64)> = BTreeMap::new();
-    while !progress.stop.load(Ordering::SeqCst) {
-        let deployment = field.deployment.clone();
-        // Postgres may be away: then there is nothing to see.
-        let looked = tokio::spawn(async move {
-            let db = deployment.db().await;
-            db.objects("SELECT topic, partition, next_offset, epoch FROM positions", &[])
-                .await
-        });
-        for row in looked.await.unwrap_or_default() {
-            let key = (
-                row["topic"].as_str().expect("a topic").to_owned(),
-                row["partition"].as_i64().expect("a partition"),
-            );
-            let now = (
-                row["next_offset"].as_i64().expect("an offset"),
-                row["epoch"].as_i64().expect("an epoch"),
-            );
-            let before = highest.insert(key, now).unwrap_or(now);
-            assert!(
-                now.0 >= before.0 && now.1 >= before.1,
-                "a position moved back: {before:?}, then {row}"
-            );
-        }
-        tokio::time::sleep(Duration::from_millis(100)).await;
+/// Has Postgres itself note every position or epoch that moves back. To be called before anything is started.
+pub(crate) async fn watch_positions(field: &Deployment) {
+    let (db, schema) = (field.db().await, &field.schema);
+    for sql in [
+        format!("CREATE SCHEMA {schema}_watch"),
+        format!("CREATE TABLE {schema}_watch.backwards (was jsonb, is_now jsonb)"),
+        format!(
+            "CREATE FUNCTION {schema}_watch.note() RETURNS trigger LANGUAGE plpgsql AS $$ BEGIN
+               INSERT INTO {schema}_watch.backwards VALUES (to_jsonb(OLD), to_jsonb(NEW)); RETURN NULL; END $$"
+        ),
+        format!(
+            "CREATE TRIGGER watched AFTER UPDATE ON positions FOR EACH ROW
+               WHEN (NEW.next_offset < OLD.next_offset OR NEW.epoch < OLD.epoch) EXECUTE FUNCTION {schema}_watch.note()"
+        ),
+    ] {
+        db.rows(&sql, &[]).await;
+    }
+}
+
+async fn positions_never_move_back(db: &Db, schema: &str) -> Rule {
+    let moved = db
+        .objects(&format!("SELECT * FROM {schema}_watch.backwards LIMIT 1"), &[])
+        .await;
+    match moved.first() {
+        Some(row) => Err(broken(format!("a position moved back: {row}"), None)),
+        None => Ok(()),
     }
 }

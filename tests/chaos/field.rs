@@ -131,7 +131,9 @@ impl Field {
         if let Some(mut process) = self.take(who)
             && process.ended().is_none()
         {
-            assert_eq!(process.terminate(), 0, "{who:?} did not stop well");
+            let code = process.terminate();
+            // One that has just been started may not listen for signals yet.
+            assert!(matches!(code, 0 | 143), "{who:?} did not stop well: {code}");
         }
     }
 

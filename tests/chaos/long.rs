@@ -5,10 +5,9 @@ use std::time::{Duration, Instant};
 
 use rustix::process::Signal;
 
-use crate::cases::{judge, run};
+use crate::cases::{judge, prepared, run};
 use crate::field::{ALL, Field, GATEWAYS, PROJECTORS};
 use crate::support::proxy::Proxy;
-use crate::support::service::Deployment;
 use crate::support::{Dice, stack};
 use crate::workload::Progress;
 
@@ -38,8 +37,7 @@ async fn all_faults_mixed() {
     let length = Duration::from_secs(number("TIDELOG_CHAOS_SECONDS", 20));
     let seed = number("TIDELOG_CHAOS_SEED", u64::from(std::process::id()));
     let pause = number("TIDELOG_CHAOS_PAUSE_MS", 50) as usize;
-    let deployment = Deployment::new("mixed-faults");
-    deployment.prepare();
+    let deployment = prepared("mixed-faults").await;
     let (proxy, url) = Proxy::before_database(&stack::shared().database_url);
     let mut through = deployment.clone();
     through.database_url = url;

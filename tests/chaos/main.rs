@@ -4,6 +4,7 @@
 //!
 //! - `field`: the processes, how they are ended, stopped and started
 //! - `workload`: the phones and the readers
+//! - `trouble`: what can be done to a topic and to a database
 //! - `checker`: the rules
 //! - `cases`: each fault, briefly · `broken`: guards taken out, which the checker has to notice · `long`: all mixed, for as
 //!   long as `TIDELOG_CHAOS_SECONDS` says (`make chaos`)
@@ -16,4 +17,5 @@ mod cases;
 mod checker;
 mod field;
 mod long;
+mod trouble;
 mod workload;

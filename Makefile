@@ -34,7 +34,7 @@ test: ## everything: formatting, lints, unit tests, then tests against a real Ka
 chaos: ## breaks everything while phones work: CHAOS_SECONDS (1800), CHAOS_SEED
 	@deploy/install.sh test
 	$(CARGO) build
-	TIDELOG_CHAOS_SECONDS=$(or $(CHAOS_SECONDS),1800) TIDELOG_CHAOS_SEED=$(or $(CHAOS_SEED),1) TIDELOG_CHAOS_PAUSE_MS=$(or $(CHAOS_PAUSE_MS),20) \
+	TIDELOG_CHAOS_SECONDS=$(or $(CHAOS_SECONDS),1800) TIDELOG_CHAOS_SEED=$(or $(CHAOS_SEED),1) TIDELOG_CHAOS_PHONES=$(or $(CHAOS_PHONES),40) TIDELOG_CHAOS_ITEMS=$(or $(CHAOS_ITEMS),50) \
 		$(CARGO) test --test chaos -- --nocapture all_faults_mixed
 
 lint: ## formatting, clippy, documentation, dependencies

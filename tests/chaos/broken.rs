@@ -1,6 +1,6 @@
 //! A check that cannot fail shows nothing: each of these takes a guard out and has to be noticed.
 
-use crate::cases::{prepared, run, zombie};
+use crate::cases::{BRIEF, Load, prepared, run, zombie};
 use crate::checker::check;
 use crate::field::{Field, GATEWAYS};
 use crate::workload::Progress;
@@ -9,7 +9,7 @@ use crate::workload::Progress;
 async fn without(guard: &str, nemesis: impl AsyncFnOnce(&Field, &Progress) -> usize) -> String {
     let deployment = prepared(&format!("without-{guard}")).await;
     let field = Field::start_with(&deployment, &deployment, &[("TIDELOG_DRILL_WITHOUT", guard)]);
-    let ended = run(field, 7, 50, nemesis).await;
+    let ended = run(field, 7, Load { pause: 50, ..BRIEF }, nemesis).await;
     check(&ended.field, &ended.left)
         .await
         .expect_err("it has to be noticed")

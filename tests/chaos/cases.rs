@@ -17,7 +17,23 @@ use crate::support::{eventually, stack};
 use crate::trouble;
 use crate::workload::{Caller, Progress, read};
 
-const PHONES: u64 = 5;
+/// How much phones do.
+#[derive(Clone, Copy)]
+pub(crate) struct Load {
+    /// Of both tenants.
+    pub(crate) phones: u64,
+    /// Items of a batch, at most.
+    pub(crate) items: usize,
+    /// Milliseconds between two batches of a phone, at most.
+    pub(crate) pause: usize,
+}
+
+/// Enough for a brief case.
+pub(crate) const BRIEF: Load = Load {
+    phones: 10,
+    items: 12,
+    pause: 200,
+};
 
 /// How a run ended.
 pub(crate) struct Ended {
@@ -30,17 +46,17 @@ pub(crate) struct Ended {
 pub(crate) async fn run(
     field: Field,
     seed: u64,
-    pause: usize,
+    load: Load,
     nemesis: impl AsyncFnOnce(&Field, &Progress) -> usize,
 ) -> Ended {
     let (field, progress) = (Arc::new(field), Arc::new(Progress::default()));
     let tenants = [tenant("north"), tenant("south")];
     let gateways = field.gateways();
     println!("seed {seed}");
-    let phones: Vec<_> = (0..2 * PHONES)
+    let phones: Vec<_> = (0..load.phones)
         .map(|number| {
             let mut phone = Caller::new(&gateways, &tenants[number as usize % 2], number, seed, &progress);
-            phone.pause = pause;
+            phone.load = load;
             tokio::spawn(phone.work())
         })
         .collect();
@@ -110,7 +126,7 @@ pub(crate) async fn prepared(name: &str) -> Deployment {
 async fn case(name: &str, nemesis: impl AsyncFnOnce(&Field, &Progress) -> usize) {
     let deployment = prepared(name).await;
     let field = Field::start(&deployment, &deployment);
-    judge(run(field, u64::from(std::process::id()), 200, nemesis).await).await;
+    judge(run(field, u64::from(std::process::id()), BRIEF, nemesis).await).await;
 }
 
 pub(crate) async fn judge(ended: Ended) {
@@ -274,7 +290,7 @@ async fn a_wire_to_postgres_that_is_cut_silent_or_slow() {
         }
         0
     };
-    judge(run(field, u64::from(std::process::id()), 200, nemesis).await).await;
+    judge(run(field, u64::from(std::process::id()), BRIEF, nemesis).await).await;
 }
 
 #[tokio::test(flavor = "multi_thread")]

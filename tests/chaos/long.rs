@@ -5,7 +5,7 @@ use std::time::{Duration, Instant};
 
 use rustix::process::Signal;
 
-use crate::cases::{judge, prepared, run};
+use crate::cases::{Load, judge, prepared, run};
 use crate::field::{ALL, Field, GATEWAYS, PROJECTORS};
 use crate::support::proxy::Proxy;
 use crate::support::{Dice, stack};
@@ -36,7 +36,11 @@ const STEPS: [&str; 11] = [
 async fn all_faults_mixed() {
     let length = Duration::from_secs(number("TIDELOG_CHAOS_SECONDS", 20));
     let seed = number("TIDELOG_CHAOS_SEED", u64::from(std::process::id()));
-    let pause = number("TIDELOG_CHAOS_PAUSE_MS", 50) as usize;
+    let load = Load {
+        phones: number("TIDELOG_CHAOS_PHONES", 10),
+        items: number("TIDELOG_CHAOS_ITEMS", 12) as usize,
+        pause: 50,
+    };
     let deployment = prepared("mixed-faults").await;
     let (proxy, url) = Proxy::before_database(&stack::shared().database_url);
     let mut through = deployment.clone();
@@ -61,7 +65,7 @@ async fn all_faults_mixed() {
         }
         0
     };
-    judge(run(field, seed, pause, nemesis).await).await;
+    judge(run(field, seed, load, nemesis).await).await;
 }
 
 /// Breaks something for a moment; answers what.

@@ -17,5 +17,6 @@ mod cases;
 mod checker;
 mod field;
 mod long;
+mod servers;
 mod trouble;
 mod workload;

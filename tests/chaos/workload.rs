@@ -14,6 +14,7 @@ use serde_json::{Value, json};
 use tidelog_http::auth::Role;
 use uuid::Uuid;
 
+use crate::cases::{BRIEF, Load};
 use crate::support::Dice;
 use crate::support::http::Answer;
 use crate::support::phone::{Phone, Replica};
@@ -52,8 +53,7 @@ pub(crate) struct Caller {
     /// How far its clock is off.
     skew: TimeDelta,
     known: Vec<(Uuid, i64)>,
-    /// Milliseconds between two batches, at most.
-    pub(crate) pause: usize,
+    pub(crate) load: Load,
 }
 
 impl Caller {
@@ -72,7 +72,7 @@ impl Caller {
             dice,
             progress: progress.clone(),
             known: Vec::new(),
-            pause: 200,
+            load: BRIEF,
         }
     }
 
@@ -82,13 +82,15 @@ impl Caller {
         while !self.progress.finish.load(Ordering::SeqCst) {
             told.push(self.batch(told.len()).await);
             // A person's pace, so that a run is as long as its faults and not as large.
-            tokio::time::sleep(Duration::from_millis(self.dice.roll(self.pause) as u64)).await;
+            tokio::time::sleep(Duration::from_millis(self.dice.roll(self.load.pause) as u64)).await;
         }
         told
     }
 
     async fn batch(&mut self, number: usize) -> Told {
-        let items: Vec<(Uuid, Value)> = (0..1 + self.dice.roll(12)).map(|_| self.item(number)).collect();
+        let items: Vec<(Uuid, Value)> = (0..1 + self.dice.roll(self.load.items))
+            .map(|_| self.item(number))
+            .collect();
         let mixed = self.dice.roll(5) == 0;
         let body = self.body(&items, mixed);
         if self.dice.roll(8) == 0 {

@@ -187,7 +187,7 @@ impl Field {
         processes
             .iter()
             .flatten()
-            .map(Process::peak_memory)
+            .filter_map(Process::peak_memory_if_running)
             .max()
             .unwrap_or(0)
     }

@@ -16,7 +16,7 @@ pub struct Receipt {
     pub appended_items: u32,
     /// Where they lie.
     pub appended: Appended,
-    /// What it was posted to ([`Target::receipt_name`](crate::target::Target::receipt_name)); none for a domain.
+    /// What it was posted to ([`Target::in_receipt`](crate::target::Target::in_receipt)); none for a domain, unless it has no items.
     pub target: Option<String>,
 }
 

@@ -101,7 +101,7 @@ impl Receipts<'_> {
                     batch,
                     appended_items,
                     appended,
-                    target: target.receipt_name().map(str::to_owned),
+                    target: target.in_receipt(appended_items),
                 }),
             ),
             None => (Utc::now(), Vec::new(), receipt),

@@ -224,7 +224,7 @@ impl<F: FindOutcomes> Ingest<F> {
         let target = Receipt::open(receipt, tenant)
             .ok()
             .and_then(|receipt| receipt.target);
-        let mixed = target.as_deref() == Target::Mixed.receipt_name();
+        let mixed = target.as_deref() == Some(Target::Mixed.name());
         let entry = |item| {
             if mixed {
                 return mixed_entry(self.registry(), item);

@@ -296,7 +296,7 @@ impl<F: FindOutcomes> Ingest<F> {
             batch: identity.batch,
             appended_items: logged.appended_items,
             appended: logged.appended.clone(),
-            target: target.receipt_name().map(str::to_owned),
+            target: target.in_receipt(logged.appended_items),
         };
         let taken = Taken {
             target,
@@ -344,11 +344,10 @@ impl<F: FindOutcomes> Ingest<F> {
                 None,
             ) if receipt != taken.receipt => self.resume(post, taken.identity, receipt, arrival).await,
             (Ok(_), None) => Outcome::Open(taken),
-            (Err(_), answer) => {
+            // Nobody can say the same again before it is noted, not even where nothing reached the log.
+            (Err(_), _) => {
                 self.ledger.record_later(record);
-                answer.map_or(Outcome::Unrecorded(taken), |answer| {
-                    Outcome::Answered(answer, false)
-                })
+                Outcome::Unrecorded(taken)
             }
         }
     }

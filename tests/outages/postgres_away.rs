@@ -283,3 +283,34 @@ async fn a_wire_that_breaks_now_and_then_loses_and_repeats_nothing() {
             .any(|item| item["mobile_id"] == id_of(&entries[0]).as_str())
     }));
 }
+
+/// Nothing of it reached the log, and nobody could note it: told for good would be told otherwise the next time.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_batch_of_which_nothing_may_pass_is_final_once_it_can_be_noted() {
+    let (_direct, through, proxy) = cuttable("pg-refused");
+    let _serve = through.start_listening("serve", "/readyz");
+    let phone = Phone::new(&through, &tenant("refused"), "asha");
+    phone.post("helpdesk", &tickets(1)).await.expect(200);
+
+    proxy.cut();
+    let bad = [
+        json!({"mobile_id": Uuid::new_v4(), "ticketdesc": "The lift is stuck again", "priority": "URGENT"})
+            .to_string(),
+    ];
+    let key = Uuid::new_v4().to_string();
+    let told = phone.post_keyed("helpdesk", &key, &bad).await.expect(202).json();
+    assert_eq!(told["errors"][0]["field"], "priority", "{told}");
+    proxy.mend();
+    let answer = final_answer(&phone, &key, &bad).await;
+    assert_eq!(phone.post_keyed("helpdesk", &key, &bad).await.body, answer.body);
+    let path = format!(
+        "/api/v1/sync/batches/{}",
+        told["receipt"].as_str().expect("a receipt")
+    );
+    let resolved = phone.get(&path).await.expect(200).json();
+    assert_eq!(
+        (&resolved["status"], &resolved["errors"]),
+        (&json!("complete"), &told["errors"]),
+        "{resolved}"
+    );
+}

@@ -17,6 +17,9 @@ use uuid::Uuid;
 /// The largest item, in bytes of JSON text.
 pub const MAX_ITEM_BYTES: usize = 256 * 1024;
 
+/// The longest identity, in bytes as `ce_subject` holds it: percent-encoded, and with the spaces around its parts.
+pub const MAX_SUBJECT_BYTES: usize = 4096;
+
 /// The greatest base version that a server could have given: what every JSON reader holds exactly.
 pub const MAX_VERSION: i64 = (1 << 53) - 1;
 
@@ -360,8 +363,21 @@ fn identify(
         parts.push(encode_part(&text));
     }
     let subject = parts.join("/");
+    if subject.len() > MAX_SUBJECT_BYTES {
+        return Err(identity_too_long(domain, subject.len()));
+    }
     let key = record_key_encoded(posting.tenant, &subject);
     Ok((subject, key))
+}
+
+/// Told of the first field that the device has a say in.
+fn identity_too_long(domain: &Domain, bytes: usize) -> ItemError {
+    let field = domain.identity.iter().find_map(|part| match part {
+        IdentityPart::Field(names) => names.first(),
+        _ => None,
+    });
+    let message = format!("the identity takes {bytes} bytes in a key; at most {MAX_SUBJECT_BYTES} are taken");
+    ItemError::field(field.cloned().unwrap_or_default(), "max_size", message)
 }
 
 pub(crate) fn required_uuid(members: &Members<'_>, name: &str) -> Result<Uuid, ItemError> {

@@ -11,6 +11,7 @@ mod conflicts;
 mod idempotency;
 mod item_keys;
 mod legacy_cases;
+mod long_identities;
 mod mixed_bad_items;
 mod mixed_batches;
 mod mixed_items;

@@ -37,7 +37,7 @@ begun_at = { type = "datetime" }
 done_at = { type = "datetime", column = true }
 "#;
 
-fn deployment_with(name: &str, file: &str, text: &str) -> Deployment {
+pub(super) fn deployment_with(name: &str, file: &str, text: &str) -> Deployment {
     let deployment = Deployment::new(name);
     let folder = deployment.dir.join("domains");
     std::fs::create_dir_all(&folder).expect("a folder");

@@ -23,7 +23,8 @@ use crate::database;
 use crate::health::{self, Health};
 use crate::kafka::Cluster;
 use crate::settings::{
-    AuthSettings, DatabaseSettings, DomainSettings, KafkaSettings, PoolSettings, ShutdownSettings,
+    AuthSettings, DatabaseSettings, DomainSettings, KafkaSettings, NoticeSettings, PoolSettings,
+    ShutdownSettings,
 };
 use crate::shutdown::stopped;
 
@@ -31,6 +32,10 @@ use crate::shutdown::stopped;
 const WRITE_WAIT: Duration = Duration::from_secs(3);
 /// How long a read waits for one before it is told to come back.
 const READ_WAIT: Duration = Duration::from_secs(5);
+/// How long Postgres works on one statement: a little longer than its writer waits, so that what nobody waits for any more
+/// does not go on there; and no longer than a reader does.
+const WRITE_TIMEOUT: (&str, &str) = ("statement_timeout", "5s");
+const READ_TIMEOUT: (&str, &str) = ("statement_timeout", "10s");
 /// How often positions are read where no wake-up came.
 const POSITIONS_POLL: Duration = Duration::from_millis(500);
 /// How long what was taken from the last requests may need to reach the log and Postgres.
@@ -51,6 +56,8 @@ pub(crate) struct GatewaySettings {
     pub(crate) auth: AuthSettings,
     #[command(flatten)]
     pub(crate) shutdown: ShutdownSettings,
+    #[command(flatten)]
+    pub(crate) notice: NoticeSettings,
 }
 
 /// Binds the address. Done before anything else: that it is taken should show at once.
@@ -72,9 +79,10 @@ pub(crate) async fn run(
     let config = |use_of, session: &[(&str, &str)]| database::config(&settings.database, use_of, session);
     let half = usize::from(settings.pool.database_pool / 2);
     // Claims and records of batches: what a crash of Postgres loses of them, the log and the fold have.
-    let writing = config("ingest", &[("synchronous_commit", "off")])?;
+    let writing = config("ingest", &[("synchronous_commit", "off"), WRITE_TIMEOUT])?;
     let writing = database::pool(writing, half, WRITE_WAIT)?;
-    let reading = database::pool(config("feed", &SESSION_SETTINGS)?, half, READ_WAIT)?;
+    let session: Vec<_> = SESSION_SETTINGS.into_iter().chain([READ_TIMEOUT]).collect();
+    let reading = database::pool(config("feed", &session)?, half, READ_WAIT)?;
     let (positions, watching) = positions::watch(PositionsConfig {
         database: config("positions", &[])?,
         channel: positions_channel(&settings.database.schema),
@@ -119,7 +127,8 @@ pub(crate) async fn run(
         settings: tenants,
         database: reading,
     };
-    let routes = health::routes(told.clone())
+    let admitting = ingest.clone();
+    let routes = health::routes(told.clone(), move || admitting.overloaded(), shutdown.clone())
         .or(tidelog_ingest::routes(
             ingest.clone(),
             Arc::new(changer),
@@ -139,7 +148,11 @@ pub(crate) async fn run(
         .context("the listening socket has no address")?;
     tracing::info!(%address, "the gateway listens");
     let serving = async {
-        let report = tidelog_http::serve(listener, routes, limits, stopped(shutdown)).await;
+        let stopping = async {
+            stopped(shutdown).await;
+            tokio::time::sleep(settings.notice.shutdown_notice).await;
+        };
+        let report = tidelog_http::serve(listener, routes, limits, stopping).await;
         let drained = ingest.drain(DRAIN).await;
         tracing::info!(
             requests = report.requests,

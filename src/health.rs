@@ -3,6 +3,10 @@
 //! Live is a process that answers at all. Ready is a gateway that can take batches, which needs Kafka and nothing
 //! else: with Postgres away, batches are taken and reads are told to come back, so it stays ready and says so. Both
 //! are looked at in the background, so that asking often costs nothing.
+//!
+//! A gateway that is told to stop says so here before it takes no more. One that has too much to do tells it, and stays
+//! ready: what it refuses goes to others by itself, and a load that is too much for all of them must not take them out one
+//! after the other.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -30,6 +34,8 @@ const PATIENCE: Duration = Duration::from_secs(2);
 pub(crate) struct Health {
     kafka: Seen,
     postgres: Seen,
+    /// What tenants have set, from the log.
+    settings: Seen,
 }
 
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize)]
@@ -46,7 +52,23 @@ enum Seen {
 
 impl Health {
     fn ready(self) -> bool {
-        self.kafka == Seen::Up
+        self.kafka == Seen::Up && self.settings == Seen::Up
+    }
+
+    /// Why it is not ready, in words for whoever looks.
+    fn reason(self) -> Option<&'static str> {
+        match self {
+            Health {
+                kafka: Seen::Unknown, ..
+            } => Some("Kafka has not answered yet"),
+            Health {
+                kafka: Seen::Away, ..
+            } => Some("Kafka does not answer, or does not take batches"),
+            Health {
+                settings: Seen::Up, ..
+            } => None,
+            _ => Some("what tenants have set has not been read from the log yet"),
+        }
     }
 }
 
@@ -61,21 +83,37 @@ struct Readiness {
     status: &'static str,
     #[serde(flatten)]
     health: Health,
+    load: &'static str,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    reason: Option<&'static str>,
 }
 
-/// Both paths.
-pub(crate) fn routes(health: watch::Receiver<Health>) -> BoxedFilter<(Response,)> {
+/// Both paths. `overloaded` tells whether there is too much to do right now, `stopping` whether the end has begun.
+pub(crate) fn routes(
+    health: watch::Receiver<Health>,
+    overloaded: impl Fn() -> bool + Clone + Send + Sync + 'static,
+    stopping: watch::Receiver<bool>,
+) -> BoxedFilter<(Response,)> {
     let livez = warp::path!("livez")
         .and(warp::get())
         .map(|| json(StatusCode::OK, r#"{"status":"live"}"#.into()));
     let readyz = warp::path!("readyz").and(warp::get()).map(move || {
         let health = *health.borrow();
-        let (code, status) = match health.ready() {
-            true => (StatusCode::OK, "ready"),
-            false => (StatusCode::SERVICE_UNAVAILABLE, "not ready"),
+        let reason = match *stopping.borrow() {
+            true => Some("it was told to stop"),
+            false => health.reason(),
         };
-        let body = serde_json::to_string(&Readiness { status, health });
-        // Three plain words always serialise; should that ever change, the status still says it.
+        let (code, status) = match reason {
+            None => (StatusCode::OK, "ready"),
+            Some(_) => (StatusCode::SERVICE_UNAVAILABLE, "not ready"),
+        };
+        let body = serde_json::to_string(&Readiness {
+            status,
+            health,
+            load: if overloaded() { "too high" } else { "normal" },
+            reason,
+        });
+        // Plain words always serialise; should that ever change, the status still says it.
         json(code, body.unwrap_or_default())
     });
     livez.or(readyz).unify().boxed()
@@ -105,17 +143,20 @@ pub(crate) async fn keep(needs: Needs, publish: watch::Sender<Health>) {
             settings_are_read(needs.settings.clone())
         );
         let now = Health {
-            kafka: (cluster && producer && settings).into(),
+            kafka: (cluster && producer).into(),
             postgres: postgres.into(),
+            settings: settings.into(),
         };
         if publish.send_if_modified(|before| std::mem::replace(before, now) != now) {
-            match (now.kafka, now.postgres) {
-                (Seen::Up, Seen::Up) => tracing::info!("Kafka and Postgres answer"),
-                (Seen::Up, _) => {
+            match (now.reason(), now.postgres) {
+                (None, Seen::Up) => tracing::info!("Kafka and Postgres answer"),
+                (None, _) => {
                     tracing::warn!("Postgres does not answer: batches are taken, reads are not served")
                 }
-                (_, Seen::Up) => tracing::warn!("Kafka does not answer: not ready"),
-                _ => tracing::warn!("neither Kafka nor Postgres answers: not ready"),
+                (Some(reason), Seen::Up) => tracing::warn!(reason, "not ready"),
+                (Some(reason), _) => {
+                    tracing::warn!(reason, "not ready; and Postgres does not answer")
+                }
             }
         }
         tokio::time::sleep(INTERVAL).await;
@@ -159,10 +200,21 @@ mod tests {
     use super::*;
     use Seen::*;
 
+    const ALL_UP: Health = Health {
+        kafka: Up,
+        postgres: Up,
+        settings: Up,
+    };
+
     /// Status and body of what a path answers.
-    async fn answer(path: &str, kafka: Seen, postgres: Seen) -> (u16, String) {
-        let (_publish, health) = watch::channel(Health { kafka, postgres });
-        let service = warp::service(routes(health));
+    async fn answer(path: &str, health: Health) -> (u16, String) {
+        answer_while(path, health, false, false).await
+    }
+
+    async fn answer_while(path: &str, health: Health, overloaded: bool, stopping: bool) -> (u16, String) {
+        let (_publish, health) = watch::channel(health);
+        let (_stop, stopping) = watch::channel(stopping);
+        let service = warp::service(routes(health, move || overloaded, stopping));
         let request = http::Request::get(path).body(String::new()).expect("a request");
         let service = hyper_util::service::TowerToHyperService::new(service);
         let response = hyper::service::Service::call(&service, request)
@@ -178,18 +230,51 @@ mod tests {
 
     #[tokio::test]
     async fn ready_needs_the_log_and_nothing_else() {
-        assert_eq!(answer("/readyz", Up, Up).await.0, 200);
-        let (status, body) = answer("/readyz", Up, Away).await;
+        let without_postgres = Health {
+            postgres: Away,
+            ..ALL_UP
+        };
+        let (status, body) = answer("/readyz", without_postgres).await;
         assert_eq!(
             (status, body.as_str()),
-            (200, r#"{"status":"ready","kafka":"up","postgres":"away"}"#)
+            (
+                200,
+                r#"{"status":"ready","kafka":"up","postgres":"away","settings":"up","load":"normal"}"#
+            )
         );
-        let (status, body) = answer("/readyz", Away, Up).await;
-        assert_eq!(
-            (status, body.as_str()),
-            (503, r#"{"status":"not ready","kafka":"away","postgres":"up"}"#)
+        for (health, why) in [
+            (Health::default(), "Kafka has not answered yet"),
+            (
+                Health {
+                    kafka: Away,
+                    ..ALL_UP
+                },
+                "Kafka does not answer",
+            ),
+            (
+                Health {
+                    settings: Away,
+                    ..ALL_UP
+                },
+                "what tenants have set",
+            ),
+        ] {
+            let (status, body) = answer("/readyz", health).await;
+            assert_eq!(status, 503, "{body}");
+            assert!(body.contains(&format!(r#""reason":"{why}"#)), "{body}");
+            assert_eq!(answer("/livez", health).await.0, 200);
+        }
+    }
+
+    #[tokio::test]
+    async fn too_much_to_do_is_told_and_the_end_is_told_before_it_comes() {
+        let (status, body) = answer_while("/readyz", ALL_UP, true, false).await;
+        assert!(status == 200 && body.contains(r#""load":"too high""#), "{body}");
+        let (status, body) = answer_while("/readyz", ALL_UP, false, true).await;
+        assert!(
+            status == 503 && body.contains(r#""reason":"it was told to stop""#),
+            "{body}"
         );
-        assert_eq!(answer("/readyz", Unknown, Unknown).await.0, 503);
-        assert_eq!(answer("/livez", Away, Away).await.0, 200);
+        assert_eq!(answer_while("/livez", ALL_UP, true, true).await.0, 200);
     }
 }

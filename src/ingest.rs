@@ -33,7 +33,8 @@ pub(crate) async fn ingest(args: IngestArgs) -> Result<()> {
     let settings = args.settings;
     let registry = domains::registry(&settings.domains)?;
     let listener = gateway::listen(args.listen.listen).await?;
-    until_signal(settings.shutdown.shutdown_deadline, async |shutdown| {
+    let deadline = settings.shutdown.shutdown_deadline + settings.notice.shutdown_notice;
+    until_signal(deadline, async |shutdown| {
         preflight(&settings.kafka, &settings.database, &registry).await?;
         let (ready, _) = oneshot::channel();
         gateway::run(&settings, registry, listener, shutdown, ready).await

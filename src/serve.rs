@@ -16,8 +16,8 @@ use crate::gateway::{self, GatewaySettings};
 use crate::preflight::preflight;
 use crate::project::{self, ProjectorSettings};
 use crate::settings::{
-    AuthSettings, DatabaseSettings, DomainSettings, KafkaSettings, ListenSettings, PoolSettings, Secret,
-    ShutdownSettings, TopicSettings,
+    AuthSettings, DatabaseSettings, DomainSettings, KafkaSettings, ListenSettings, NoticeSettings,
+    PoolSettings, Secret, ShutdownSettings, TopicSettings,
 };
 use crate::shutdown::until_signal;
 use crate::{database, domains, migrate, status, topics};
@@ -68,6 +68,8 @@ pub(crate) struct ServeSettings {
     pub(crate) auth: AuthSettings,
     #[command(flatten)]
     pub(crate) shutdown: ShutdownSettings,
+    #[command(flatten)]
+    pub(crate) notice: NoticeSettings,
 }
 
 impl ServeSettings {
@@ -79,6 +81,7 @@ impl ServeSettings {
             domains: self.domains.clone(),
             auth: self.auth.clone(),
             shutdown: self.shutdown.clone(),
+            notice: self.notice.clone(),
         }
     }
 
@@ -94,7 +97,7 @@ impl ServeSettings {
 
 /// Runs the command.
 pub(crate) async fn serve(args: ServeArgs) -> Result<()> {
-    let deadline = args.settings.shutdown.shutdown_deadline;
+    let deadline = args.settings.shutdown.shutdown_deadline + args.settings.notice.shutdown_notice;
     let registry = domains::registry(&args.settings.domains)?;
     let listener = gateway::listen(args.listen.listen).await?;
     until_signal(deadline, async |shutdown| {
@@ -170,6 +173,9 @@ pub(crate) async fn under_dev(env: DevEnv, domains: DomainSettings) -> Result<()
         },
         shutdown: ShutdownSettings {
             shutdown_deadline: Duration::from_secs(20),
+        },
+        notice: NoticeSettings {
+            shutdown_notice: Duration::ZERO,
         },
     };
     let registry = domains::registry(&settings.domains)?;

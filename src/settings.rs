@@ -178,6 +178,22 @@ pub(crate) struct ShutdownSettings {
     pub(crate) shutdown_deadline: Duration,
 }
 
+/// How a gateway announces its end.
+#[derive(Args, Clone, Debug)]
+pub(crate) struct NoticeSettings {
+    /// For how long a gateway says on /readyz that it stops before it takes no more, like 5s: as long as whoever balances
+    /// load needs to see it
+    #[arg(
+        long,
+        help_heading = SETTINGS,
+        env = "TIDELOG_SHUTDOWN_NOTICE",
+        value_name = "TIME",
+        default_value = "0s",
+        value_parser = pause
+    )]
+    pub(crate) shutdown_notice: Duration,
+}
+
 /// A text that is shown nowhere: neither in logs nor in errors.
 #[derive(Clone)]
 pub(crate) struct Secret(String);
@@ -257,6 +273,19 @@ fn jwt_secret(text: &str) -> Result<Secret, String> {
 
 /// A number and a unit: `500ms`, `20s`, `15m`, `1h`, `7d`.
 pub(crate) fn duration(text: &str) -> Result<Duration, String> {
+    duration_or_none(text)
+        .filter(|duration| !duration.is_zero())
+        .ok_or_else(|| DURATION_RULE.into())
+}
+
+const DURATION_RULE: &str = "give a whole number and a unit: 500ms, 20s, 15m, 1h or 7d";
+
+/// The same, and also none at all: 0s.
+fn pause(text: &str) -> Result<Duration, String> {
+    duration_or_none(text).ok_or_else(|| DURATION_RULE.into())
+}
+
+fn duration_or_none(text: &str) -> Option<Duration> {
     let digits = text.bytes().take_while(u8::is_ascii_digit).count();
     let (number, unit) = text.split_at(digits);
     let millis = match unit {
@@ -265,15 +294,14 @@ pub(crate) fn duration(text: &str) -> Result<Duration, String> {
         "m" => 60_000,
         "h" => 3_600_000,
         "d" => 86_400_000,
-        _ => 0,
+        _ => return None,
     };
     number
         .parse::<u64>()
         .ok()
         .and_then(|number| number.checked_mul(millis))
-        .filter(|millis| (1..=1000 * 86_400_000).contains(millis))
+        .filter(|millis| *millis <= 1000 * 86_400_000)
         .map(Duration::from_millis)
-        .ok_or_else(|| "give a whole number and a unit: 500ms, 20s, 15m, 1h or 7d".into())
 }
 
 /// Reads the command line, the environment and the settings file; `Err` has said why, or has shown the help.

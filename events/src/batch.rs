@@ -13,8 +13,27 @@ use serde_json::value::RawValue;
 use sha2::{Digest, Sha256};
 use uuid::Uuid;
 
-/// What a mixed batch's fingerprint begins with.
-pub const MIXED_OPERATION: &str = "POST /api/v1/sync/batch";
+/// What a batch is posted to.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Endpoint<'a> {
+    /// Items of the domain with this name.
+    Domain(&'a str),
+    /// Items of many.
+    Mixed,
+    /// The decision about a conflict.
+    Conflict(Uuid),
+}
+
+impl Endpoint<'_> {
+    /// Method and path, without a trailing slash: what a fingerprint begins with.
+    fn operation(self) -> String {
+        match self {
+            Endpoint::Domain(name) => format!("POST /api/v1/{name}/sync"),
+            Endpoint::Mixed => "POST /api/v1/sync/batch".into(),
+            Endpoint::Conflict(id) => format!("POST /api/v1/conflicts/{id}/resolve"),
+        }
+    }
+}
 
 /// The most items of a batch.
 pub const MAX_ENTRIES: usize = 1000;
@@ -277,17 +296,18 @@ fn list<'a>(list: List<'a>, field: &'static str) -> Result<Vec<Entry<'a>>, Batch
 pub struct Fingerprint(pub [u8; 32]);
 
 impl Fingerprint {
-    /// Of a batch. `operation` is method and path without a trailing slash.
+    /// Of a batch.
     pub fn of(
-        operation: &str,
+        endpoint: Endpoint<'_>,
         tenant: &TenantId,
         user: &UserId,
         device: &DeviceId,
         entries: &[Entry<'_>],
     ) -> Fingerprint {
-        let mixed = operation == MIXED_OPERATION;
+        let mixed = endpoint == Endpoint::Mixed;
+        let operation = endpoint.operation();
         let mut hash = Sha256::new();
-        for part in [operation, tenant.as_str(), user.as_str(), device.as_str()] {
+        for part in [&operation, tenant.as_str(), user.as_str(), device.as_str()] {
             hash_part(&mut hash, part.as_bytes());
         }
         for entry in entries {
@@ -391,7 +411,7 @@ mod tests {
             DeviceId::parse("phone-1").expect("device"),
         );
         Fingerprint::of(
-            "POST /api/v1/helpdesk/sync",
+            Endpoint::Domain("helpdesk"),
             &tenant,
             &user,
             &device,

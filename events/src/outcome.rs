@@ -44,6 +44,13 @@ impl Winner {
             Winner::None => "none",
         }
     }
+
+    /// The winner with a name.
+    pub fn parse(name: &str) -> Option<Winner> {
+        [Winner::Client, Winner::Server, Winner::Merged, Winner::None]
+            .into_iter()
+            .find(|winner| winner.as_str() == name)
+    }
 }
 
 /// What became of an item.

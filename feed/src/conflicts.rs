@@ -247,6 +247,8 @@ fn told_whole(row: &Row) -> Result<String, FeedError> {
 
 fn known(row: &Row, registry: &Registry) -> Result<KnownConflict, FeedError> {
     let told = conflict(row)?;
+    let occurred_at: DateTime<Utc> = row.try_get("occurred_at")?;
+    let resolved_at: Option<DateTime<Utc>> = row.try_get("resolved_at")?;
     let decided = (told.status == "decided").then(|| Decided {
         by: told
             .resolved
@@ -254,12 +256,7 @@ fn known(row: &Row, registry: &Registry) -> Result<KnownConflict, FeedError> {
             .map_or(told.resolution, |resolved| resolved.strategy)
             .to_owned(),
         user: told.resolved.as_ref().map(|resolved| resolved.user.to_owned()),
-        at: row
-            .try_get::<_, Option<DateTime<Utc>>>("resolved_at")
-            .ok()
-            .flatten()
-            .or_else(|| row.try_get("occurred_at").ok())
-            .unwrap_or_default(),
+        at: resolved_at.unwrap_or(occurred_at),
     });
     // Which parent it hangs on is in the item, as the device spelled it.
     let field = registry

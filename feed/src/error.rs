@@ -6,6 +6,7 @@ use std::time::Duration;
 use http::StatusCode;
 use tidelog_events::token::TokenError;
 use tidelog_http::Problem;
+use tidelog_http::turns::Refusal;
 use tokio_postgres::error::SqlState;
 
 /// Seconds after which a read that found the database away is worth another try.
@@ -39,6 +40,9 @@ pub enum FeedError {
     /// The caller asked to read its own write, and the write was not there in time.
     #[error("after {0:?} the batch of `wait_for` is not applied yet")]
     NotApplied(Duration),
+    /// More is read than this gateway can serve, or more by this tenant than its share.
+    #[error("too many reads come in at once")]
+    TooMuch(Refusal),
     /// Postgres is away, or too busy to be asked.
     #[error("the database cannot be reached")]
     Unavailable,
@@ -55,6 +59,7 @@ impl FeedError {
             FeedError::Parameter { .. } | FeedError::Cursor(_) | FeedError::PageCursor(_) => {
                 StatusCode::BAD_REQUEST
             }
+            FeedError::TooMuch(refusal) => refusal.problem().status(),
             FeedError::NotApplied(_) | FeedError::Unavailable => StatusCode::SERVICE_UNAVAILABLE,
             FeedError::Statement => StatusCode::INTERNAL_SERVER_ERROR,
         }
@@ -62,7 +67,10 @@ impl FeedError {
 
     /// Whether the same request may succeed later, unchanged.
     pub fn is_retryable(&self) -> bool {
-        self.status() == StatusCode::SERVICE_UNAVAILABLE
+        matches!(
+            self.status(),
+            StatusCode::SERVICE_UNAVAILABLE | StatusCode::TOO_MANY_REQUESTS
+        )
     }
 
     /// The answer.
@@ -83,6 +91,7 @@ impl FeedError {
             )
             .detail(detail)
             .retry_after(RETRY_AFTER),
+            FeedError::TooMuch(refusal) => refusal.problem(),
             FeedError::Unavailable => Problem::unavailable(detail, RETRY_AFTER),
             FeedError::Statement => Problem::internal(),
         }
@@ -93,6 +102,12 @@ impl FeedError {
             name: name.to_owned(),
             message: message.into(),
         }
+    }
+}
+
+impl From<Refusal> for FeedError {
+    fn from(refusal: Refusal) -> FeedError {
+        FeedError::TooMuch(refusal)
     }
 }
 
@@ -147,6 +162,10 @@ mod tests {
         for error in [
             FeedError::Unavailable,
             FeedError::NotApplied(Duration::from_secs(2)),
+            FeedError::TooMuch(Refusal {
+                over_share: true,
+                retry_after: 2,
+            }),
         ] {
             assert!(error.is_retryable());
             assert!(error.problem().is_retryable());

@@ -99,7 +99,7 @@ fn applied(row: &Row) -> Result<Outcome, FeedError> {
 fn conflict(row: &Row, conflict_id: Uuid, version: i64) -> Result<Outcome, FeedError> {
     let index: i32 = row.try_get("batch_index")?;
     let policy = row.try_get::<_, Option<&str>>("policy")?.and_then(Policy::parse);
-    let winner = row.try_get::<_, Option<&str>>("winner")?.and_then(winner);
+    let winner = row.try_get::<_, Option<&str>>("winner")?.and_then(Winner::parse);
     if row.try_get("resolves")? {
         let strategy = row
             .try_get::<_, Option<&str>>("strategy")?
@@ -132,12 +132,6 @@ fn conflict(row: &Row, conflict_id: Uuid, version: i64) -> Result<Outcome, FeedE
             .unwrap_or(version),
         client_version: row.try_get::<_, Option<i64>>("client_version")?.unwrap_or(0),
     })
-}
-
-fn winner(name: &str) -> Option<Winner> {
-    [Winner::Client, Winner::Server, Winner::Merged, Winner::None]
-        .into_iter()
-        .find(|w| w.as_str() == name)
 }
 
 fn unreadable(index: i32, why: &dyn std::fmt::Display) -> FeedError {

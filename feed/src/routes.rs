@@ -4,6 +4,7 @@
 use std::collections::HashMap;
 use std::convert::Infallible;
 use std::sync::Arc;
+use std::time::Duration;
 
 use bytes::Bytes;
 use deadpool_postgres::Pool;
@@ -16,6 +17,7 @@ use tidelog_events::resolution::{ConflictsUnavailable, FindConflict, KnownConfli
 use tidelog_events::topic_name;
 use tidelog_http::auth::{Auth, Caller};
 use tidelog_http::prefer::{self, PREFERENCE_APPLIED, Wait};
+use tidelog_http::turns::{Asker, AtOnce, Patience, Turn, Turns};
 use tokio::sync::watch;
 use uuid::Uuid;
 use warp::filters::BoxedFilter;
@@ -31,6 +33,13 @@ use crate::receipts::Receipts;
 use crate::sql::{ConflictStatements, Statements};
 use crate::store::Store;
 use crate::{changes, history, records, wait};
+
+/// Pages are long beside pulls, and whoever is refused has to come back for the same page: in an overload it pays to wait
+/// for several of them.
+const PATIENCE: Patience = Patience {
+    rush: Duration::from_secs(2),
+    overload: Duration::from_millis(500),
+};
 
 /// What the read side is made of.
 pub struct FeedParts {
@@ -53,6 +62,13 @@ pub struct Feed {
     conflicts: ConflictStatements,
     positions: watch::Receiver<Arc<Positions>>,
     topic_prefix: String,
+    turns: Turns,
+}
+
+/// Of the pool's connections one quarter is kept free of pulls: outcomes that posts wait for are read over them too.
+fn turns(pool: &Pool) -> Turns {
+    let connections = pool.status().max_size;
+    Turns::new(AtOnce::always(connections - connections / 4), PATIENCE)
 }
 
 impl Feed {
@@ -71,6 +87,7 @@ impl Feed {
                 .collect(),
             outcomes: OutcomeStore::new(parts.pool.clone(), &parts.registry),
             conflicts: ConflictStatements::of(parts.registry.iter().map(AsRef::as_ref)),
+            turns: turns(&parts.pool),
             store: Store::new(parts.pool),
             registry: parts.registry,
             positions: parts.positions,
@@ -94,6 +111,11 @@ impl Feed {
         }
     }
 
+    /// The right to use the database, to be asked for after every other wait.
+    async fn turn(&self, caller: &Caller) -> Result<Turn, FeedError> {
+        Ok(self.turns.enter(Asker::of(caller)).await?)
+    }
+
     /// Waits for what the query's `wait_for` names, if it names something; tells whether it did.
     async fn waited(&self, caller: &Caller, query: &Query, wait: Wait) -> Result<bool, FeedError> {
         let Some(appended) = query.wait_for(&caller.tenant)? else {
@@ -113,6 +135,7 @@ impl Feed {
         let from = self.readable(name)?;
         let asked = query.pull(&caller.tenant, &from.domain)?;
         let waited = self.waited(caller, query, wait).await?;
+        let _turn = self.turn(caller).await?;
         let mut reading = self.reading(from, caller);
         reading.filters.clone_from(&asked.filters);
         let pulled = changes::pull(&reading, asked).await?;
@@ -132,6 +155,7 @@ impl Feed {
     ) -> Result<Response, FeedError> {
         let from = self.readable(name)?;
         let waited = self.waited(caller, query, wait).await?;
+        let _turn = self.turn(caller).await?;
         // Telemetry's identities may end in anything, and its items have no versions to tell of.
         let past = identity
             .strip_suffix("/history")
@@ -165,11 +189,13 @@ impl Feed {
     async fn conflict_list(&self, caller: &Caller, wait: Wait, query: &Query) -> Result<Response, FeedError> {
         let asked = Asked::of(query, &caller.tenant, &self.registry)?;
         let waited = self.waited(caller, query, wait).await?;
+        let _turn = self.turn(caller).await?;
         let body = self.conflicts(caller).list(&asked).await?;
         Ok(answer(body, wait, waited))
     }
 
     async fn one_conflict(&self, id: &str, caller: &Caller) -> Result<String, FeedError> {
+        let _turn = self.turn(caller).await?;
         self.conflicts(caller).one(id).await
     }
 
@@ -180,6 +206,7 @@ impl Feed {
             registry: &self.registry,
             topic_prefix: &self.topic_prefix,
         };
+        let _turn = self.turn(caller).await?;
         receipts.resolve(caller, id).await
     }
 }

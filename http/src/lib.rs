@@ -5,6 +5,7 @@
 //! - [`problem`]: every answer that is not a success, and warp's rejections turned into such
 //! - [`auth`]: who calls
 //! - [`body`]: a JSON body, bounded in bytes and in time
+//! - [`turns`] and [`Shares`]: who is worked for, who waits and who is refused when there is too much; fair shares
 //! - [`idempotency_key`] and [`prefer`]: two request headers, parsed
 //!
 //! A route is read top down: path and method, then [`auth::Auth::caller`], then headers, and
@@ -18,11 +19,15 @@ pub mod body;
 mod connection;
 mod gzip;
 pub mod idempotency_key;
+mod line;
 pub mod prefer;
 pub mod problem;
 mod request;
 mod server;
+mod shares;
+pub mod turns;
 
 pub use problem::Problem;
 pub use request::REQUEST_ID;
 pub use server::{Limits, ServeReport, serve};
+pub use shares::{Share, Shares};

@@ -12,7 +12,7 @@ use std::time::{Instant, SystemTime};
 use bytes::Bytes;
 use futures_util::FutureExt;
 use http::header::{ACCEPT_ENCODING, CONTENT_ENCODING, CONTENT_LENGTH};
-use http::{HeaderMap, HeaderName, HeaderValue, Request, Response};
+use http::{HeaderMap, HeaderName, HeaderValue, Request, Response, StatusCode};
 use http_body::Body;
 use http_body_util::combinators::UnsyncBoxBody;
 use http_body_util::{BodyExt, Full};
@@ -112,7 +112,9 @@ where
     response.headers_mut().entry(REQUEST_ID).or_insert(id);
 
     let (status, ms) = (response.status().as_u16(), started.elapsed().as_secs_f64() * 1e3);
-    span.in_scope(|| match response.status().is_server_error() {
+    // A 503 is said by whoever is the cause, once and not for each request that it meets.
+    let failed = response.status().is_server_error() && response.status() != StatusCode::SERVICE_UNAVAILABLE;
+    span.in_scope(|| match failed {
         true => tracing::warn!(status, ms, "answered"),
         false => tracing::debug!(status, ms, "answered"),
     });

@@ -14,6 +14,7 @@ use tidelog_events::drill;
 use tidelog_events::outcome::{FindOutcomes, ItemOutcome, Outcome};
 use tidelog_events::position::{Appended, Positions};
 use tidelog_events::target::Target;
+use tidelog_http::Shares;
 use tokio::sync::{Semaphore, watch};
 use tokio::time::Instant;
 
@@ -116,10 +117,16 @@ pub(crate) struct Answers<F> {
     pub(crate) ledger: Arc<Ledger>,
     /// Answers that may be on their way into the store beside their phones' next requests.
     pub(crate) keeping: Arc<Semaphore>,
+    /// Batches that wait for the projection, each with what was refused of it.
+    pub(crate) waiting: Shares,
 }
 
 /// Bounds the memory of answers that wait to be stored.
 pub(crate) const KEEPING: usize = 64;
+
+/// Bounds the memory of batches that wait for the projection: beyond it, and beyond a tenant's share of it, they are
+/// answered 202 at once. In batches, and in sixteens of refused items.
+pub(crate) const WAITING: usize = 1024;
 
 impl<F: FindOutcomes> Answers<F> {
     /// Waits for the projection until the deadline, and answers.
@@ -165,6 +172,8 @@ impl<F: FindOutcomes> Answers<F> {
         if taken.appended_items == 0 {
             return Some(Vec::new());
         }
+        let weight = 1 + taken.refused.len() / 16;
+        let _waiting = self.waiting.take(taken.identity.tenant.as_str(), weight)?;
         let mut positions = self.positions.clone();
         let covered = positions.wait_for(|positions| positions.cover(&taken.appended));
         // Even a deadline that has passed finds what is there already.

@@ -43,6 +43,11 @@ impl Backlog {
         (self.lock().records.len(), self.dropped.load(Ordering::Relaxed))
     }
 
+    /// Whether a task writes what waits.
+    pub(crate) fn is_being_written(&self) -> bool {
+        self.lock().drained
+    }
+
     /// Takes a record in; answers whether a task to write it has to be started.
     fn push(&self, record: Record) -> bool {
         let mut queue = self.lock();
@@ -97,7 +102,11 @@ impl Ledger {
     }
 
     async fn drain(&self) {
-        while let Some(record) = self.backlog.pop() {
+        loop {
+            while !self.is_there().await {
+                tokio::time::sleep(PAUSE).await;
+            }
+            let Some(record) = self.backlog.pop() else { break };
             match self.record(&record).await {
                 Ok(_) => {}
                 Err(Failure::Away) => {

@@ -34,6 +34,11 @@ impl Breaker {
         }
     }
 
+    /// Whether everything is let through.
+    pub(crate) fn is_closed(&self) -> bool {
+        self.lock().is_none()
+    }
+
     /// Notes a failure; answers whether the breaker was closed until now.
     pub(crate) fn failed(&self, now: Instant) -> bool {
         self.lock().replace(now + self.cooldown).is_none()
@@ -60,7 +65,9 @@ mod tests {
         let start = Instant::now();
         let at = |ms| start + Duration::from_millis(ms);
         assert!(breaker.admits(at(0)));
+        assert!(breaker.is_closed());
         assert!(breaker.failed(at(500)));
+        assert!(!breaker.is_closed());
         assert!(!breaker.admits(at(1499)));
         assert!(breaker.admits(at(1500)));
         assert!(

@@ -22,7 +22,8 @@ pub struct IngestConfig {
     /// How long Postgres may take for one statement before a batch goes on without it. A refused connection is known at
     /// once; this is for one that hangs, and long enough that a busy Postgres is not taken for one that is away.
     pub claim_timeout: Duration,
-    /// Bytes of bodies being worked on at once, each batch counted with 32 KiB at least; beyond that, 503.
+    /// Bytes of bodies being worked on or waiting for it, each counted with 32 KiB at least; beyond that, 503. A tenant
+    /// may hold as much as is still free.
     pub in_flight_bytes: usize,
     /// Bytes of records that wait for Postgres to come back; beyond that, the oldest are dropped.
     pub backlog_bytes: usize,
@@ -37,7 +38,7 @@ impl Default for IngestConfig {
             key_ttl: Duration::from_secs(24 * 3600),
             expiry_every: Duration::from_secs(10),
             claim_timeout: Duration::from_secs(3),
-            in_flight_bytes: 32 << 20,
+            in_flight_bytes: 64 << 20,
             backlog_bytes: 16 << 20,
         }
     }

@@ -5,6 +5,7 @@ use http::StatusCode;
 use tidelog_events::batch::BatchError;
 use tidelog_http::Problem;
 use tidelog_http::idempotency_key::KeyError;
+use tidelog_http::turns::Refusal;
 
 /// Why a batch is not taken, or a key not told.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
@@ -42,9 +43,9 @@ pub enum IngestError {
     /// What is known of a key cannot be read now. Batches go on meanwhile.
     #[error("what is known of keys cannot be read now")]
     KeysUnreadable,
-    /// More batches are being taken than this gateway holds.
-    #[error("too many batches are being taken at once")]
-    Overloaded,
+    /// More batches come in than this gateway can take, or more of this tenant's than its share.
+    #[error("too many batches come in at once")]
+    TooMuch(Refusal),
     /// The producer's queue is full: the log takes less than comes in, or nothing.
     #[error("the log does not keep up")]
     QueueFull,
@@ -73,8 +74,8 @@ impl IngestError {
             IngestError::OtherBody => StatusCode::UNPROCESSABLE_ENTITY,
             IngestError::InFlight { .. } => StatusCode::CONFLICT,
             IngestError::UnknownKey => StatusCode::NOT_FOUND,
+            IngestError::TooMuch(refusal) => refusal.problem().status(),
             IngestError::KeysUnreadable
-            | IngestError::Overloaded
             | IngestError::QueueFull
             | IngestError::Undelivered
             | IngestError::SettingsUnread => StatusCode::SERVICE_UNAVAILABLE,
@@ -86,13 +87,17 @@ impl IngestError {
     pub fn retry_after(&self) -> Option<u32> {
         match self {
             IngestError::InFlight { retry_after } => Some(*retry_after),
-            IngestError::KeysUnreadable
-            | IngestError::Overloaded
-            | IngestError::QueueFull
-            | IngestError::SettingsUnread => Some(1),
+            IngestError::TooMuch(refusal) => Some(refusal.retry_after),
+            IngestError::KeysUnreadable | IngestError::QueueFull | IngestError::SettingsUnread => Some(1),
             IngestError::Undelivered => Some(2),
             _ => None,
         }
+    }
+}
+
+impl From<Refusal> for IngestError {
+    fn from(refusal: Refusal) -> IngestError {
+        IngestError::TooMuch(refusal)
     }
 }
 
@@ -118,8 +123,8 @@ impl From<IngestError> for Problem {
             ),
             IngestError::InFlight { .. } => Problem::in_flight(detail, retry_after),
             IngestError::UnknownKey => Problem::not_found(detail),
+            IngestError::TooMuch(refusal) => refusal.problem(),
             IngestError::KeysUnreadable
-            | IngestError::Overloaded
             | IngestError::QueueFull
             | IngestError::Undelivered
             | IngestError::SettingsUnread => Problem::unavailable(detail, retry_after),
@@ -144,6 +149,10 @@ mod tests {
             count: 1001,
             limit: 1000,
         };
+        let too_much = |over_share| Refusal {
+            over_share,
+            retry_after: 2,
+        };
         for (error, status, retry) in [
             (malformed.into(), 400, None),
             (BatchError::Member("entries is missing".into()).into(), 400, None),
@@ -154,7 +163,8 @@ mod tests {
             (IngestError::InFlight { retry_after: 3 }, 409, Some(3)),
             (IngestError::UnknownKey, 404, None),
             (IngestError::KeysUnreadable, 503, Some(1)),
-            (IngestError::Overloaded, 503, Some(1)),
+            (too_much(false).into(), 503, Some(2)),
+            (too_much(true).into(), 429, Some(2)),
             (IngestError::QueueFull, 503, Some(1)),
             (IngestError::Undelivered, 503, Some(2)),
             (IngestError::Internal, 500, None),

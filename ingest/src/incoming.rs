@@ -7,7 +7,7 @@ use bytes::Bytes;
 use chrono::{DateTime, Utc};
 use std::sync::Arc;
 use std::time::Duration;
-use tidelog_events::batch::{Batch, BatchError, BatchId, Fingerprint, MIXED_OPERATION};
+use tidelog_events::batch::{Batch, BatchError, BatchId, Endpoint, Fingerprint};
 use tidelog_events::domain::Domain;
 use tidelog_events::ids::{DeviceId, TenantId, UserId};
 use tidelog_events::item::Entry;
@@ -106,13 +106,12 @@ impl<'a> Incoming<'a> {
             To::Domain(domain) => {
                 let (batch, entries) = parted(Batch::parse(body)?);
                 few_enough(&entries, "entries", terms)?;
-                let operation = format!("POST /api/v1/{}/sync", domain.name);
                 let key = |print: &Fingerprint| header.unwrap_or_else(|| print.as_key());
                 let identity = identify(
                     post,
                     terms,
                     device(&batch, &post.caller)?,
-                    &operation,
+                    Endpoint::Domain(&domain.name),
                     &entries,
                     key,
                 );
@@ -123,7 +122,7 @@ impl<'a> Incoming<'a> {
                 few_enough(&entries, "items", terms)?;
                 let key = required_key(header, batch.key.as_deref())?;
                 let device = device(&batch, &post.caller)?;
-                let identity = identify(post, terms, device, MIXED_OPERATION, &entries, |_| key);
+                let identity = identify(post, terms, device, Endpoint::Mixed, &entries, |_| key);
                 Ok(batch.incoming(identity, Items::Mixed(entries)))
             }
             To::Conflict(contested) => {
@@ -133,11 +132,11 @@ impl<'a> Incoming<'a> {
                     Err(IngestError::NoDevice) => DeviceId::parse(DESK).map_err(|_| IngestError::Internal)?,
                     device => device?,
                 };
-                let operation = format!("POST /api/v1/conflicts/{}/resolve", contested.id);
+                let endpoint = Endpoint::Conflict(contested.id);
                 // Without a key of the caller's, deciding twice is two decisions, of which the second is told so.
                 let key = |_: &Fingerprint| header.unwrap_or_else(|| Uuid::new_v4().simple().to_string());
                 let entries = std::slice::from_ref(&wanted.entry);
-                let identity = identify(post, terms, device, &operation, entries, key);
+                let identity = identify(post, terms, device, endpoint, entries, key);
                 Ok(batch.incoming(identity, Items::Decision(contested.clone(), wanted)))
             }
         }
@@ -192,12 +191,12 @@ fn identify(
     post: &Post,
     terms: &Terms,
     device: DeviceId,
-    operation: &str,
+    endpoint: Endpoint<'_>,
     entries: &[Entry<'_>],
     key: impl FnOnce(&Fingerprint) -> String,
 ) -> Identity {
     let caller = &post.caller;
-    let fingerprint = Fingerprint::of(operation, &caller.tenant, &caller.user, &device, entries);
+    let fingerprint = Fingerprint::of(endpoint, &caller.tenant, &caller.user, &device, entries);
     let key = key(&fingerprint);
     Identity {
         tenant: caller.tenant.clone(),

@@ -32,7 +32,7 @@ pub(crate) struct Ledger {
 pub(crate) enum Failure {
     /// Postgres is away, or too slow to wait for.
     Away,
-    /// Postgres is there and cannot hold what it was given (SQLSTATE classes 22 and 23): no retry helps.
+    /// Postgres is there and cannot hold what it was given (SQLSTATE classes 22, 23 and 54): no retry helps.
     Refused,
 }
 
@@ -57,11 +57,25 @@ impl Ledger {
         Ok(self.query(sql, params).await?.into_iter().next())
     }
 
-    /// Runs one statement.
+    /// Runs one statement. While records wait for Postgres, those who write them find out whether it is back: a batch
+    /// would wait for it in its turn, which others could make use of.
     pub(crate) async fn query(&self, sql: &str, params: &[&(dyn ToSql + Sync)]) -> Result<Vec<Row>, Failure> {
-        if !self.breaker.admits(Instant::now()) {
-            return Err(Failure::Away);
+        let admitted = match self.backlog.is_being_written() {
+            true => self.breaker.is_closed(),
+            false => self.breaker.admits(Instant::now()),
+        };
+        match admitted {
+            true => self.attempt(sql, params).await,
+            false => Err(Failure::Away),
         }
+    }
+
+    /// Whether Postgres is there; asks it where it was not, which may take a while.
+    pub(crate) async fn is_there(&self) -> bool {
+        self.breaker.is_closed() || self.attempt("SELECT", &[]).await.is_ok()
+    }
+
+    async fn attempt(&self, sql: &str, params: &[&(dyn ToSql + Sync)]) -> Result<Vec<Row>, Failure> {
         let deadline = tokio::time::Instant::now() + self.patience;
         let client = match tokio::time::timeout_at(deadline, self.pool.get()).await {
             Ok(Ok(client)) => client,
@@ -80,7 +94,7 @@ impl Ledger {
                 Ok(rows)
             }
             Ok(Err(error)) => match error.code() {
-                Some(state) if matches!(state.code().get(..2), Some("22" | "23")) => {
+                Some(state) if matches!(state.code().get(..2), Some("22" | "23" | "54")) => {
                     tracing::error!(%error, detail = ?error.as_db_error(), "Postgres refuses a value");
                     Err(Failure::Refused)
                 }

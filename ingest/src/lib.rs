@@ -4,6 +4,7 @@
 //!
 //! - [`mod@routes`]: HTTP in and out, and nothing else
 //! - [`service`]: the order of steps, and which of them outlive the phone that asked
+//! - `admission`: which batches are taken now, which wait and which are refused; `pace`: how many at once
 //! - `incoming`: the body as a batch of a device, its fingerprint and its id
 //! - `terms`: what its tenant has set
 //! - `claim`: who may append under a key, in one statement
@@ -21,6 +22,7 @@
 //! [`error`] is why a batch is not taken. Must not know how a fold decides or how rows and feeds look: it meets them
 //! in the log, in positions, and through [`tidelog_events::outcome::FindOutcomes`].
 
+mod admission;
 mod answer;
 mod append;
 mod backlog;
@@ -34,6 +36,7 @@ mod incoming;
 mod judge;
 mod ledger;
 pub mod lookup;
+mod pace;
 pub mod producer;
 mod record;
 mod resolution;

@@ -2,7 +2,8 @@
 //! run in a task of their own, because an HTTP framework drops a handler whose client is gone; waiting for outcomes
 //! does not, since the next retry finds the batch where this one left it. Must not know HTTP beyond the caller.
 
-use crate::answer::{Answers, KEEPING, Taken};
+use crate::admission::Admission;
+use crate::answer::{Answers, KEEPING, Taken, WAITING};
 use crate::append;
 use crate::claim::{Claim, Claiming, Stored};
 use crate::config::IngestConfig;
@@ -25,17 +26,15 @@ use tidelog_events::outcome::FindOutcomes;
 use tidelog_events::position::{Appended, Positions};
 use tidelog_events::receipt::Receipt;
 use tidelog_events::settings::Settings;
+use tidelog_http::Shares;
 use tokio::runtime::{Handle, RuntimeFlavor};
-use tokio::sync::{OwnedSemaphorePermit, Semaphore, watch};
+use tokio::sync::{Semaphore, watch};
 use tokio::time::Instant;
 use tracing::Instrument;
 
 pub use crate::answer::Reply;
 pub use crate::incoming::{Post, To};
 pub use crate::resolution::Contested;
-
-/// What a batch counts at least, so that many small ones are bounded too.
-const LEAST_WEIGHT: usize = 32 * 1024;
 
 /// Bodies above this are parsed and judged off the async worker: beyond it, other requests would feel it.
 const HEAVY: usize = 128 * 1024;
@@ -67,9 +66,7 @@ pub struct Ingest<F> {
     topic_prefix: String,
     settings: watch::Receiver<Arc<Settings>>,
     key_ttl: Duration,
-    /// In units of [`LEAST_WEIGHT`].
-    room: Arc<Semaphore>,
-    room_total: u32,
+    admission: Admission,
 }
 
 /// Where claim, append and record leave a batch.
@@ -103,9 +100,6 @@ impl<F: FindOutcomes> Ingest<F> {
             config,
         } = parts;
         let ledger = Arc::new(Ledger::new(pool, &config));
-        let room_total = u32::try_from(config.in_flight_bytes / LEAST_WEIGHT)
-            .unwrap_or(u32::MAX)
-            .max(1);
         Arc::new(Ingest {
             producer,
             answers: Answers {
@@ -114,14 +108,14 @@ impl<F: FindOutcomes> Ingest<F> {
                 outcomes,
                 ledger: ledger.clone(),
                 keeping: Arc::new(Semaphore::new(KEEPING)),
+                waiting: Shares::new(WAITING),
             },
             registry,
             ledger,
             topic_prefix: config.topic_prefix,
             settings,
             key_ttl: config.key_ttl,
-            room: Arc::new(Semaphore::new(room_total as usize)),
-            room_total,
+            admission: Admission::new(config.in_flight_bytes),
         })
     }
 
@@ -135,6 +129,11 @@ impl<F: FindOutcomes> Ingest<F> {
         self.ledger.backlog.counts()
     }
 
+    /// Whether more batches come in than can be taken; passes by itself.
+    pub fn overloaded(&self) -> bool {
+        self.admission.overloaded()
+    }
+
     /// Removes expired keys from time to time, for as long as it is polled.
     pub async fn expire_keys(&self) {
         self.ledger.expire_keys().await;
@@ -145,13 +144,9 @@ impl<F: FindOutcomes> Ingest<F> {
         let deadline = Instant::now() + wait;
         // Postgres keeps microseconds; an answer made from what it kept must say the same.
         let arrival = Utc::now().trunc_subsecs(6);
-        let room = self.admit(post.body.len())?;
+        let admitted = self.admission.enter(&post.caller, post.body.len()).await?;
         let ingest = self.clone();
-        let task = async move {
-            let outcome = ingest.take(&post, arrival).await;
-            drop(room);
-            outcome
-        };
+        let task = async move { admitted.work(ingest.take(&post, arrival)).await };
         let task = tokio::spawn(task.in_current_span());
         let outcome = task.await.map_err(|error| {
             tracing::error!(%error, "taking a batch ended unexpectedly");
@@ -173,7 +168,7 @@ impl<F: FindOutcomes> Ingest<F> {
     /// For shutdown, after the last request was accepted.
     pub async fn drain(&self, patience: Duration) -> bool {
         let deadline = Instant::now() + patience;
-        let idle = tokio::time::timeout_at(deadline, self.room.acquire_many(self.room_total)).await;
+        let idle = tokio::time::timeout_at(deadline, self.admission.idle()).await;
         let flushed = self
             .producer
             .flush(deadline.saturating_duration_since(Instant::now()))
@@ -184,16 +179,6 @@ impl<F: FindOutcomes> Ingest<F> {
             tokio::time::sleep(Duration::from_millis(50)).await;
         }
         idle.is_ok() && flushed && self.backlog().0 == 0
-    }
-
-    fn admit(&self, bytes: usize) -> Result<OwnedSemaphorePermit, IngestError> {
-        let weight = u32::try_from(bytes.div_ceil(LEAST_WEIGHT)).unwrap_or(u32::MAX);
-        // One body larger than all the room is still taken, alone.
-        let weight = weight.clamp(1, self.room_total);
-        self.room
-            .clone()
-            .try_acquire_many_owned(weight)
-            .map_err(|_| IngestError::Overloaded)
     }
 
     /// Claim, append, record.

@@ -440,10 +440,7 @@ fn resolved_outcome(row: &Row, conflict_id: Uuid) -> Result<Outcome, ProjectorEr
 }
 
 fn winner(text: &str) -> Result<Winner, ProjectorError> {
-    [Winner::Client, Winner::Server, Winner::Merged, Winner::None]
-        .into_iter()
-        .find(|winner| winner.as_str() == text)
-        .ok_or_else(|| ProjectorError::Stored(format!("the winner {text:?}")))
+    Winner::parse(text).ok_or_else(|| ProjectorError::Stored(format!("the winner {text:?}")))
 }
 
 async fn find_same_items(

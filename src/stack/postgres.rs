@@ -51,9 +51,17 @@ impl Postgres {
         let cluster = Home::at(&home.join("cluster")).await?;
         let binaries = choose(installed().await, made_with(&cluster)?)?;
         make_once(home, exe, &cluster, &binaries, &password).await?;
-        // We know from its lock that none runs. Postgres itself would only know that *some* process has
-        // the number in this file, which after a restart of a container is quite likely.
-        std::fs::remove_file(cluster.path.join("data/postmaster.pid")).or_else(ok_if_absent)?;
+        let pid_file = cluster.path.join("data/postmaster.pid");
+        if let Some(pid) = running_in(&pid_file) {
+            bail!(
+                "a Postgres (process {pid}) runs on the cluster of {home}, and was not started from there: this is a copy of \
+                 another data folder. Remove {home} to have a database of its own, built anew from the log",
+                home = home.display()
+            );
+        }
+        // So none runs. Postgres itself would only know that *some* process has the number in this file, which after a
+        // restart of a container is quite likely.
+        std::fs::remove_file(pid_file).or_else(ok_if_absent)?;
 
         let mut anew = false;
         loop {
@@ -135,6 +143,15 @@ impl Postgres {
             url: format!("postgres://tidelog:{password}@127.0.0.1:{port}/tidelog"),
         })
     }
+}
+
+/// The process that a cluster's file names, if it works in the cluster's folder, as every Postgres does.
+fn running_in(pid_file: &Path) -> Option<u32> {
+    let text = std::fs::read_to_string(pid_file).ok()?;
+    let pid = text.lines().next()?.trim().parse().ok()?;
+    let works_in = std::fs::read_link(format!("/proc/{pid}/cwd")).ok()?;
+    let data = pid_file.parent()?.canonicalize().ok()?;
+    (works_in == data).then_some(pid)
 }
 
 async fn connect(port: u16, password: &str) -> Result<Client, tokio_postgres::Error> {

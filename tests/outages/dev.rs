@@ -91,6 +91,9 @@ async fn what_it_prints_works_and_it_goes_on_with_the_data_it_had() {
         .expect("tidelog can be run");
     assert!(!second.status.success() && String::from_utf8_lossy(&second.stderr).contains("already runs"));
 
+    a_copy_is_refused(&dir);
+    phone.post("helpdesk", &tickets(1)).await.expect(200);
+
     // If a server dies, dev ends and says which.
     stack.signal("kafka", Signal::KILL);
     assert_eq!(stack.process.wait(), 1);
@@ -100,6 +103,28 @@ async fn what_it_prints_works_and_it_goes_on_with_the_data_it_had() {
         stack.process.last_words()
     );
     nothing_runs(&dir);
+}
+
+/// Where the cluster is elsewhere, because another user runs it, a copy of the folder would work on the very same one.
+fn a_copy_is_refused(dir: &Path) {
+    if !dir.join("data/postgres/cluster").is_symlink() {
+        return;
+    }
+    let copied = Command::new("cp")
+        .args(["-a", "data", "copy"])
+        .current_dir(dir)
+        .status();
+    assert!(copied.expect("cp can be run").success());
+    let copy = Command::new(env!("CARGO_BIN_EXE_tidelog"))
+        .args(["dev", "--backing-only", "--data-dir"])
+        .arg(dir.join("copy"))
+        .output()
+        .expect("tidelog can be run");
+    let said = String::from_utf8_lossy(&copy.stderr);
+    assert!(
+        !copy.status.success() && said.contains("copy of another data folder"),
+        "{said}"
+    );
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -7,3 +7,4 @@ mod support;
 mod dev;
 mod kafka_away;
 mod postgres_away;
+mod under_load;

@@ -8,6 +8,7 @@ pub(crate) mod db;
 pub(crate) mod http;
 pub(crate) mod items;
 pub(crate) mod kafka;
+pub(crate) mod load;
 pub(crate) mod own_stack;
 pub(crate) mod phone;
 pub(crate) mod process;

@@ -124,8 +124,17 @@ impl Process {
 
     /// The same; none of a process that has ended.
     pub(crate) fn peak_memory_if_running(&self) -> Option<u64> {
+        self.status("VmHWM:")
+    }
+
+    /// The memory that it has, in bytes.
+    pub(crate) fn memory(&self) -> u64 {
+        self.status("VmRSS:").expect("a running process")
+    }
+
+    fn status(&self, name: &str) -> Option<u64> {
         let status = std::fs::read_to_string(format!("/proc/{}/status", self.pid())).ok()?;
-        let line = status.lines().find_map(|line| line.strip_prefix("VmHWM:"))?;
+        let line = status.lines().find_map(|line| line.strip_prefix(name))?;
         let kib: u64 = line.trim().trim_end_matches(" kB").parse().ok()?;
         Some(kib * 1024)
     }

@@ -137,8 +137,8 @@ pub(crate) struct Needs {
 pub(crate) async fn keep(needs: Needs, publish: watch::Sender<Health>) {
     loop {
         let (cluster, producer, postgres, settings) = tokio::join!(
-            needs.cluster.answers(needs.topic.clone(), PATIENCE),
-            needs.producer.check(PATIENCE),
+            needs.cluster.answers(&needs.topic),
+            needs.producer.check(&needs.topic),
             answers(&needs.database),
             settings_are_read(needs.settings.clone())
         );

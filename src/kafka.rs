@@ -90,9 +90,8 @@ impl Cluster {
     }
 
     /// Whether the cluster answers within `patience`. Asks about one topic, since a cluster may have thousands.
-    pub(crate) async fn answers(&self, topic: String, patience: Duration) -> bool {
-        let asked = self.ask(move |client| client.fetch_metadata(Some(&topic), patience).map(|_| ()));
-        asked.await.is_ok()
+    pub(crate) async fn answers(&self, topic: &str) -> bool {
+        tidelog_kafka::reaches(&self.client, |client| client.client(), &self.brokers, topic).await
     }
 
     /// The offset after the last record of each partition, all asked at once.

@@ -89,6 +89,7 @@ pub struct ProducerError(String);
 /// The process's producer.
 pub struct Producer {
     native: ClientConfig,
+    brokers: String,
     delivery_timeout: Duration,
     current: RwLock<Arc<Generation>>,
     well: Arc<AtomicBool>,
@@ -129,6 +130,7 @@ impl Producer {
         Ok(Producer {
             current: RwLock::new(Generation::of(&native, &well)?),
             delivery_timeout: config.delivery_timeout,
+            brokers: config.brokers,
             native,
             well,
         })
@@ -139,20 +141,18 @@ impl Producer {
         self.well.load(Ordering::Relaxed)
     }
 
-    /// Whether the log can be reached. Asks the brokers only where the last that was heard was bad, so that a gateway
-    /// without traffic recovers; waits up to `patience`.
-    pub async fn check(&self, patience: Duration) -> bool {
-        if self.healthy() {
-            return true;
-        }
-        let generation = self.generation();
-        let asked = tokio::task::spawn_blocking(move || {
-            generation.inner().client().fetch_metadata(None, patience).is_ok()
-        });
-        let reached = asked.await.unwrap_or(false);
-        if reached {
-            self.well.store(true, Ordering::Relaxed);
-        }
+    /// Whether the log can be reached, for which it asks about a topic, waiting up to [`tidelog_kafka::PATIENCE`]. To be
+    /// called from time to time, or a gateway without traffic does not recover.
+    pub async fn check(&self, topic: &str) -> bool {
+        let (generation, brokers) = (self.generation(), &self.brokers);
+        let reached = tidelog_kafka::reaches(
+            &generation,
+            |generation| generation.inner().client(),
+            brokers,
+            topic,
+        )
+        .await;
+        self.well.store(reached, Ordering::Relaxed);
         reached
     }
 
@@ -351,7 +351,7 @@ mod tests {
         sending.send("t", "k", "{}", std::iter::empty()).expect("queued");
         assert_eq!(sending.delivered().await, Err(IngestError::Undelivered));
         assert!(!producer.healthy());
-        assert!(!producer.check(Duration::from_millis(200)).await);
+        assert!(!producer.check("t").await);
     }
 
     #[tokio::test]

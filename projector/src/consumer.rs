@@ -251,8 +251,13 @@ pub(crate) fn run(parts: ConsumerParts, runtime: Handle) -> Result<(), Projector
     let consumer: Arc<BaseConsumer<Context>> = Arc::new(client_config(&parts).create_with_context(context)?);
     let names: Vec<&str> = topics.iter().map(String::as_str).collect();
     consumer.subscribe(&names)?;
+    let reach = Reach {
+        brokers: parts.brokers.clone(),
+        topic: topics.first().cloned().unwrap_or_default(),
+    };
     let pulse = runtime.spawn(pulse(
         consumer.clone(),
+        reach,
         parts.database.clone(),
         parts.progress.clone(),
         parts.shutdown.clone(),
@@ -379,9 +384,22 @@ fn commit(consumer: &BaseConsumer<Context>, progress: &Progress) {
     }
 }
 
+/// Where a consumer that has lost every broker finds them again, and a topic to ask about.
+struct Reach {
+    brokers: String,
+    topic: String,
+}
+
+impl Reach {
+    async fn look(&self, consumer: &Arc<BaseConsumer<Context>>) {
+        tidelog_kafka::reaches(consumer, |consumer| consumer.client(), &self.brokers, &self.topic).await;
+    }
+}
+
 /// Every second: where the log ends, so that a partition at its end counts as applied up to now.
 async fn pulse(
     consumer: Arc<BaseConsumer<Context>>,
+    reach: Reach,
     database: Config,
     progress: Progress,
     mut shutdown: watch::Receiver<bool>,
@@ -399,6 +417,7 @@ async fn pulse(
             .map(|(at, owned)| (at.clone(), owned.clone()))
             .collect();
         if owned.is_empty() {
+            reach.look(&consumer).await;
             continue;
         }
         let asked_at = Utc::now();
@@ -407,6 +426,7 @@ async fn pulse(
             Ok(Ok(ends)) => ends,
             Ok(Err(error)) => {
                 tracing::debug!(%error, "the log's ends could not be asked for");
+                reach.look(&consumer).await;
                 continue;
             }
             Err(_) => return,

@@ -5,7 +5,8 @@ use crate::ProjectorError;
 use crate::write::DeadLetter;
 use rdkafka::ClientConfig;
 use rdkafka::message::{Header, OwnedHeaders};
-use rdkafka::producer::{FutureProducer, FutureRecord};
+use rdkafka::producer::{FutureProducer, FutureRecord, Producer};
+use std::sync::Arc;
 use std::time::Duration;
 use tidelog_events::{DEAD_LETTER_TOPIC, topic_name};
 use tokio::sync::OnceCell;
@@ -56,6 +57,13 @@ impl DeadLetterTopic {
         // The table holds the letter in any case: a topic that cannot take it must not stop the partition.
         if let Err((error, _)) = producer.send(record, Duration::from_secs(1)).await {
             tracing::warn!(%error, topic = %self.topic, place, "a dead letter is in its table but not on its topic");
+            tidelog_kafka::reaches(
+                &Arc::new(producer.clone()),
+                |producer| producer.client(),
+                &self.brokers,
+                &self.topic,
+            )
+            .await;
         }
         Ok(())
     }

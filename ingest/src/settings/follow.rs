@@ -20,6 +20,9 @@ use uuid::Uuid;
 /// Between two attempts to make a consumer.
 const PAUSE: Duration = Duration::from_secs(1);
 
+/// Between two looks whether the consumer still reaches the cluster.
+const LOOK: Duration = Duration::from_secs(2);
+
 /// Where settings are kept.
 #[derive(Debug, Clone)]
 pub struct FollowConfig {
@@ -40,7 +43,13 @@ async fn keep(config: FollowConfig, publish: watch::Sender<Arc<Settings>>) {
     while !publish.is_closed() {
         let read = async {
             match consumer(&config) {
-                Ok(consumer) => read(&consumer, &publish).await,
+                Ok(consumer) => {
+                    let consumer = Arc::new(consumer);
+                    tokio::select! {
+                        () = read(&consumer, &publish) => {}
+                        () = stay(&consumer, &config) => {}
+                    }
+                }
                 Err(error) => tracing::error!(%error, "settings cannot be read"),
             }
         };
@@ -48,6 +57,15 @@ async fn keep(config: FollowConfig, publish: watch::Sender<Arc<Settings>>) {
             () = read => tokio::time::sleep(PAUSE).await,
             () = publish.closed() => {}
         }
+    }
+}
+
+/// Looks that the consumer reaches its cluster, for as long as it is polled.
+async fn stay(consumer: &Arc<StreamConsumer<Quiet>>, config: &FollowConfig) {
+    let topic = topic_name(&config.topic_prefix, SETTINGS_TOPIC);
+    loop {
+        tokio::time::sleep(LOOK).await;
+        tidelog_kafka::reaches(consumer, |consumer| consumer.client(), &config.brokers, &topic).await;
     }
 }
 

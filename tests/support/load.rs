@@ -51,8 +51,8 @@ pub(crate) fn phones(deployment: &Deployment, tenants: usize, each: usize) -> Ve
 
 /// Batches a second that these phones get through together, each posting its next when it has its answer.
 pub(crate) async fn rate_taken(phones: &[Arc<Phone>], lasting: Duration) -> f64 {
-    each_in_turn(phones, Ask::Post, Duration::from_secs(1)).await;
-    let seen = each_in_turn(phones, Ask::Post, lasting).await;
+    each_in_turn(phones, Ask::Post, Manners::Good, Duration::from_secs(1)).await;
+    let seen = each_in_turn(phones, Ask::Post, Manners::Good, lasting).await;
     refused_politely(&seen);
     served(&seen).len() as f64 / lasting.as_secs_f64()
 }
@@ -100,8 +100,22 @@ pub(crate) async fn at_rate(phones: &[Arc<Phone>], what: Ask, rate: f64, lasting
     asking.join_all().await
 }
 
-/// Each phone asks again as soon as it has its answer; those refused wait as they are told.
-pub(crate) async fn each_in_turn(phones: &[Arc<Phone>], what: Ask, lasting: Duration) -> Vec<Seen> {
+/// What a phone does that is refused.
+#[derive(Clone, Copy, PartialEq)]
+pub(crate) enum Manners {
+    /// It waits as it is told.
+    Good,
+    /// It asks again a moment later.
+    None,
+}
+
+/// Each phone asks again as soon as it has its answer.
+pub(crate) async fn each_in_turn(
+    phones: &[Arc<Phone>],
+    what: Ask,
+    manners: Manners,
+    lasting: Duration,
+) -> Vec<Seen> {
     let began = Instant::now();
     let mut asking = JoinSet::new();
     for (at, phone) in phones.iter().cloned().enumerate() {
@@ -110,7 +124,11 @@ pub(crate) async fn each_in_turn(phones: &[Arc<Phone>], what: Ask, lasting: Dura
             while began.elapsed() < lasting {
                 let one = ask((at, &phone), what, batch(&phone, what), began).await;
                 if let Some(seconds) = one.retry_after {
-                    tokio::time::sleep(Duration::from_secs(seconds.into())).await;
+                    let pause = match manners {
+                        Manners::Good => Duration::from_secs(seconds.into()),
+                        Manners::None => Duration::from_millis(10),
+                    };
+                    tokio::time::sleep(pause).await;
                 }
                 seen.push(one);
             }

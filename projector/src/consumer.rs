@@ -119,14 +119,13 @@ impl Context {
         partitions: &TopicPartitionList,
     ) -> Result<(), KafkaError> {
         let mut start = TopicPartitionList::new();
-        for (topic, numbers) in by_topic(partitions) {
+        let mut wanted = by_topic(partitions);
+        wanted.retain(|topic, _| self.lanes.contains_key(topic));
+        for (topic, owned) in self.claim(&wanted).unwrap_or_default() {
             let Some(lane) = self.lanes.get(&topic) else {
                 continue;
             };
-            let Some(owned) = self.claim(&topic, &numbers) else {
-                continue;
-            };
-            tracing::info!(topic, partitions = ?numbers, "owns");
+            tracing::info!(topic, partitions = ?wanted.get(&topic), "owns");
             for owned in owned {
                 if beyond_the_end(consumer, &topic, &owned) {
                     continue;
@@ -146,18 +145,21 @@ impl Context {
         consumer.incremental_assign(&start)
     }
 
-    /// Claims, however long Postgres is away; gives up only when the process shuts down.
-    fn claim(&self, topic: &str, partitions: &[i32]) -> Option<Vec<Owned>> {
+    /// Claims all at once, however long Postgres is away; gives up only when the process shuts down.
+    fn claim(&self, wanted: &BTreeMap<String, Vec<i32>>) -> Option<BTreeMap<String, Vec<Owned>>> {
+        if wanted.is_empty() {
+            return None;
+        }
         self.runtime.block_on(async {
             let mut shutdown = self.shutdown.clone();
             for wait in waits() {
                 let attempt = async {
                     let mut session = Session::connect(&self.database).await?;
-                    claim(&mut session, topic, partitions, &self.instance).await
+                    claim(&mut session, wanted, &self.instance).await
                 };
                 match attempt.await {
                     Ok(owned) => return Some(owned),
-                    Err(error) => tracing::warn!(%error, topic, ?wait, "partitions cannot be claimed yet"),
+                    Err(error) => tracing::warn!(%error, ?wait, "partitions cannot be claimed yet"),
                 }
                 tokio::select! {
                     _ = tokio::time::sleep(wait) => {}

@@ -4,6 +4,7 @@
 use crate::ProjectorError;
 use crate::session::Session;
 use chrono::{DateTime, Duration, Utc};
+use std::collections::BTreeMap;
 
 /// How far the clocks of broker and projector may differ: what is claimed to be applied through a moment stays this
 /// much behind it.
@@ -18,27 +19,32 @@ pub(crate) struct Owned {
     pub(crate) log_time: DateTime<Utc>,
 }
 
-/// Claims partitions of a topic; answers where each stands.
+/// Claims partitions, all in one statement; answers each topic's, and where each stands.
 pub(crate) async fn claim(
     session: &mut Session,
-    topic: &str,
-    partitions: &[i32],
+    wanted: &BTreeMap<String, Vec<i32>>,
     owner: &str,
-) -> Result<Vec<Owned>, ProjectorError> {
+) -> Result<BTreeMap<String, Vec<Owned>>, ProjectorError> {
     const SQL: &str = "INSERT INTO positions AS p (topic, partition, owner, epoch) \
-                       SELECT $1, k.partition, $3, 1 FROM unnest($2::int[]) AS k(partition) ORDER BY k.partition \
+                       SELECT k.topic, k.partition, $3, 1 FROM unnest($1::text[], $2::int[]) AS k(topic, partition) ORDER BY 1, 2 \
                        ON CONFLICT (topic, partition) DO UPDATE SET epoch = p.epoch + 1, owner = excluded.owner, updated_at = now() \
-                       RETURNING partition, epoch, next_offset, last_log_time";
-    let rows = session.query(SQL, &[&topic, &partitions, &owner]).await?;
-    let owned = rows
-        .iter()
-        .map(|row| Owned {
-            partition: row.get(0),
-            epoch: row.get(1),
-            next_offset: row.get(2),
-            log_time: row.get(3),
-        })
-        .collect();
+                       RETURNING topic, partition, epoch, next_offset, last_log_time";
+    let each = || {
+        wanted
+            .iter()
+            .flat_map(|(topic, numbers)| numbers.iter().map(move |number| (topic, *number)))
+    };
+    let topics: Vec<&str> = each().map(|(topic, _)| topic.as_str()).collect();
+    let partitions: Vec<i32> = each().map(|(_, partition)| partition).collect();
+    let mut owned: BTreeMap<String, Vec<Owned>> = BTreeMap::new();
+    for row in session.query(SQL, &[&topics, &partitions, &owner]).await? {
+        owned.entry(row.get(0)).or_default().push(Owned {
+            partition: row.get(1),
+            epoch: row.get(2),
+            next_offset: row.get(3),
+            log_time: row.get(4),
+        });
+    }
     Ok(owned)
 }
 

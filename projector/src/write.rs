@@ -66,6 +66,11 @@ pub(crate) async fn write(
     dead: &[DeadLetter],
 ) -> Result<(), ProjectorError> {
     let sheets = sheets(registry, world, results, topic, dead);
+    let begin = match drill::guarded("transaction") {
+        true => "BEGIN",
+        // Each statement for itself, the move first.
+        false => "",
+    };
     let moving = match drill::guarded("fence") {
         true => session.prepare(MOVE).await?,
         // What a worker would do that trusts itself.
@@ -89,21 +94,27 @@ pub(crate) async fn write(
     // Sent one after the other without waiting: the futures are polled in this order, and the server answers in it.
     // The move stands first, so that a worker that was fenced off fails before it writes.
     let writes = async {
-        let inserts = join_all(prepared.iter().map(|(statement, sheet)| async move {
-            let parameters = sheet.parameters();
-            client.execute(statement, &parameters).await
-        }));
+        let rest = async {
+            let inserts = join_all(prepared.iter().map(|(statement, sheet)| async move {
+                let parameters = sheet.parameters();
+                client.execute(statement, &parameters).await
+            }));
+            futures_util::join!(inserts, client.batch_execute("COMMIT"))
+        };
         let parameters: [&(dyn tokio_postgres::types::ToSql + Sync); 7] =
             [&topics, &partitions, &epochs, &from, &to, &times, &count];
-        futures_util::join!(
-            client.batch_execute("BEGIN"),
-            client.execute(&moving, &parameters),
-            inserts,
-            client.batch_execute("COMMIT"),
-        )
+        let first =
+            async { futures_util::join!(client.batch_execute(begin), client.execute(&moving, &parameters)) };
+        if drill::armed("project.moved") {
+            let first = first.await;
+            drill::reached("project.moved");
+            (first, rest.await)
+        } else {
+            futures_util::join!(first, rest)
+        }
     };
     drill::reached("project.writing");
-    let (begun, moved, inserted, committed) = writes.await;
+    let ((begun, moved), (inserted, committed)) = writes.await;
     drill::reached("project.committed");
     begun?;
     moved.map_err(fenced)?;

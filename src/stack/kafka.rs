@@ -201,6 +201,9 @@ share.coordinator.state.topic.num.partitions=4
 # A test's consumer joins at once instead of waiting three seconds for others.
 group.initial.rebalance.delay.ms=0
 
+# And one that was killed is soon missed, where it says so itself.
+group.min.session.timeout.ms=1000
+
 # 128 MB by default, allocated at start: a third of the process.
 log.cleaner.dedupe.buffer.size=4194304
 "

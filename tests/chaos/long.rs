@@ -5,8 +5,8 @@ use std::time::{Duration, Instant};
 
 use rustix::process::Signal;
 
-use crate::cases::{Load, judge, prepared, run};
 use crate::field::{ALL, Field, GATEWAYS, PROJECTORS};
+use crate::run::{BRIEF, Load, judge, prepared, run};
 use crate::support::proxy::Proxy;
 use crate::support::{Dice, stack};
 use crate::workload::Progress;
@@ -40,6 +40,8 @@ async fn all_faults_mixed() {
         phones: number("TIDELOG_CHAOS_PHONES", 10),
         items: number("TIDELOG_CHAOS_ITEMS", 12) as usize,
         pause: 50,
+        patience: Duration::from_secs(120),
+        ..BRIEF
     };
     let deployment = prepared("mixed-faults").await;
     let (proxy, url) = Proxy::before_database(&stack::shared().database_url);

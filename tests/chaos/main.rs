@@ -4,8 +4,10 @@
 //!
 //! - `field`: the processes, how they are ended, stopped and started
 //! - `workload`: the phones and the readers
-//! - `trouble`: what can be done to a topic and to a database
+//! - `faults`, `trouble`: what can be done to processes, to a topic and to a database
+//! - `run`: the frame of every case
 //! - `checker`: the rules
+//! - `versions`: an old projector beside a new one
 //! - `cases`: each fault, briefly · `broken`: guards taken out, which the checker has to notice · `long`: all mixed, for as
 //!   long as `TIDELOG_CHAOS_SECONDS` says (`make chaos`)
 
@@ -15,8 +17,11 @@ mod support;
 mod broken;
 mod cases;
 mod checker;
+mod faults;
 mod field;
 mod long;
+mod run;
 mod servers;
 mod trouble;
+mod versions;
 mod workload;

@@ -5,9 +5,9 @@ use std::time::Duration;
 
 use rustix::process::Signal;
 
-use crate::cases::{BRIEF, judge, run};
 use crate::checker::watch_positions;
 use crate::field::Field;
+use crate::run::{BRIEF, Load, judge, run};
 use crate::support::own_stack::OwnStack;
 use crate::support::service::Deployment;
 use crate::workload::Progress;
@@ -59,7 +59,11 @@ async fn kafka_and_postgres_frozen_and_killed() {
         running = Some(stack);
         0
     };
-    judge(run(field, u64::from(std::process::id()), BRIEF, nemesis).await).await;
+    let load = Load {
+        forgets: true,
+        ..BRIEF
+    };
+    judge(run(field, u64::from(std::process::id()), load, nemesis).await).await;
     let stack = running.expect("it was started again");
     assert_eq!(stack.process.terminate(), 0);
 }

@@ -26,6 +26,8 @@ enum State {
     Cut,
     /// Connections stay, nothing goes through.
     Silent,
+    /// What clients say goes through; what they would hear does not.
+    Deaf,
     /// Each part of a conversation takes so much longer.
     Slow(Duration),
 }
@@ -66,6 +68,11 @@ impl Proxy {
         self.wire.lock().expect("no panic").state = State::Silent;
     }
 
+    /// Lets through what clients say, and keeps what they would hear.
+    pub(crate) fn deafen(&self) {
+        self.wire.lock().expect("no panic").state = State::Deaf;
+    }
+
     /// Delays whatever goes through, a part at a time.
     pub(crate) fn slow(&self, delay: Duration) {
         self.wire.lock().expect("no panic").state = State::Slow(delay);
@@ -90,13 +97,13 @@ fn accept(client: TcpStream, address: &str, wire: &Arc<Mutex<Wire>>) {
         .expect("no panic")
         .open
         .extend([both(&client), both(&server)]);
-    for (from, to) in [(both(&client), both(&server)), (server, client)] {
+    for (from, to, answers) in [(both(&client), both(&server), false), (server, client, true)] {
         let wire = wire.clone();
-        std::thread::spawn(move || pump(from, to, &wire));
+        std::thread::spawn(move || pump(from, to, answers, &wire));
     }
 }
 
-fn pump(mut from: TcpStream, mut to: TcpStream, wire: &Mutex<Wire>) {
+fn pump(mut from: TcpStream, mut to: TcpStream, answers: bool, wire: &Mutex<Wire>) {
     let _ = (from.set_nodelay(true), to.set_nodelay(true));
     let mut buffer = [0; 16 * 1024];
     while let Ok(length @ 1..) = from.read(&mut buffer) {
@@ -104,7 +111,7 @@ fn pump(mut from: TcpStream, mut to: TcpStream, wire: &Mutex<Wire>) {
         if let State::Slow(delay) = state() {
             std::thread::sleep(delay);
         }
-        while state() == State::Silent {
+        while state() == State::Silent || answers && state() == State::Deaf {
             std::thread::sleep(Duration::from_millis(10));
         }
         if to.write_all(&buffer[..length]).is_err() {

@@ -3,7 +3,7 @@
 
 use crate::cases::{behind_a_wire, lose_answers};
 use crate::faults;
-use crate::run::{BROKEN, noticed, run, seconds, without};
+use crate::run::{BROKEN, noticed, run, without};
 
 /// What is told or stored twice shows in one of these, whichever is looked at first.
 const TWICE: [&str; 3] = [
@@ -127,16 +127,6 @@ async fn without_reading_positions_again_a_lost_answer_stops_a_partition() {
 async fn without_dead_letters_poison_stops_its_partition() {
     without("poison", &STUCK, async |field, _| {
         faults::poison(field, &["north"]).await
-    })
-    .await;
-}
-
-#[tokio::test(flavor = "multi_thread")]
-async fn without_the_wait_for_delivery_what_was_accepted_is_lost() {
-    without("delivery", &["a batch that was accepted"], async |field, _| {
-        faults::too_few_replicas(field).await;
-        seconds(1.0).await;
-        0
     })
     .await;
 }

@@ -137,15 +137,6 @@ async fn records_that_nobody_can_read() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_topic_without_enough_replicas() {
-    case("replicas", async |field, _| {
-        faults::too_few_replicas(field).await;
-        0
-    })
-    .await;
-}
-
-#[tokio::test(flavor = "multi_thread")]
 async fn a_postgres_that_refuses_locks_and_has_no_room() {
     case("refusing", async |field, _| {
         // A serialisation failure, a deadlock, a full disk, too many connections, an operator's stop.

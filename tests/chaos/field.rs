@@ -180,9 +180,9 @@ impl Field {
         self.terminate(who);
         let stop = format!("{step}@{time}:wait={millis}");
         self.start_anew(who, &[("TIDELOG_DRILL_STOP", &stop)]);
-        let from = self.log(who).len();
+        let from = self.said(who).len();
         eventually(&format!("{who:?} is at {step}"), async || {
-            self.log(who)[from..].contains("drill: waits at").then_some(())
+            self.said(who)[from..].contains("drill: waits at").then_some(())
         })
         .await;
     }
@@ -199,10 +199,11 @@ impl Field {
             (!self.runs(who)).then_some(())
         })
         .await;
-        self.log(who)
+        self.said(who)
     }
 
-    fn log(&self, who: Who) -> String {
+    /// Everything that a process has said.
+    pub(crate) fn said(&self, who: Who) -> String {
         let processes = self.processes.lock().expect("no panic");
         processes[who.slot()]
             .as_ref()

@@ -8,20 +8,19 @@
 //! - `run`: the frame of every case
 //! - `checker`: the rules
 //! - `versions`: an old projector beside a new one
-//! - `cases`: each fault, briefly · `broken`: guards taken out, which the checker has to notice · `long`: all mixed, for as
-//!   long as `TIDELOG_CHAOS_SECONDS` says (`make chaos`)
+//! - `cases`: each fault, briefly · `apart`: those that need servers of their own, and all mixed, for as long as
+//!   `TIDELOG_CHAOS_SECONDS` says (`make chaos`) · `broken`: guards taken out, which the checker has to notice
 
 #[path = "../support/mod.rs"]
 mod support;
 
+mod apart;
 mod broken;
 mod cases;
 mod checker;
 mod faults;
 mod field;
-mod long;
 mod run;
-mod servers;
 mod trouble;
 mod versions;
 mod workload;

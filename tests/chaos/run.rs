@@ -181,7 +181,17 @@ pub(crate) async fn without(
     nemesis: impl AsyncFnOnce(&Field, &Progress) -> usize,
 ) {
     let deployment = prepared(&format!("without-{}", guards.replace(',', "-"))).await;
-    let field = Field::start_with(&deployment, &deployment, &[("TIDELOG_DRILL_WITHOUT", guards)]);
+    without_on(&deployment, guards, expected, nemesis).await;
+}
+
+/// The same on a deployment that is prepared.
+pub(crate) async fn without_on(
+    deployment: &Deployment,
+    guards: &str,
+    expected: &[&str],
+    nemesis: impl AsyncFnOnce(&Field, &Progress) -> usize,
+) {
+    let field = Field::start_with(deployment, deployment, &[("TIDELOG_DRILL_WITHOUT", guards)]);
     let ended = run(field, 7, BROKEN, nemesis).await;
     noticed(ended, expected).await;
 }

@@ -1,4 +1,4 @@
-//! A wire that can be cut: a TCP proxy in front of Postgres, so that a test can take it away from one deployment while
+//! A wire that can be cut: a TCP proxy in front of Postgres or Kafka, so that a test can take it away from one deployment while
 //! all others keep it.
 
 use std::io::{Read, Write};
@@ -15,6 +15,8 @@ pub(crate) struct Proxy {
 #[derive(Default)]
 struct Wire {
     state: State,
+    /// Where it leads.
+    address: String,
     open: Vec<TcpStream>,
 }
 
@@ -38,13 +40,20 @@ impl Proxy {
         let listener = TcpListener::bind("127.0.0.1:0").expect("a port");
         let port = listener.local_addr().expect("an address").port();
         let wire = Arc::new(Mutex::new(Wire::default()));
-        let (shared, address) = (wire.clone(), address.to_owned());
+        let shared = wire.clone();
         std::thread::spawn(move || {
             for client in listener.incoming().flatten() {
-                accept(client, &address, &shared);
+                accept(client, &shared);
             }
         });
-        Proxy { port, wire }
+        let proxy = Proxy { port, wire };
+        proxy.leads_to(address);
+        proxy
+    }
+
+    /// Where new connections go from now on, as `host:port`.
+    pub(crate) fn leads_to(&self, address: &str) {
+        address.clone_into(&mut self.wire.lock().expect("no panic").address);
     }
 
     /// In front of the server of a database URL; answers the URL through the proxy too.
@@ -84,7 +93,8 @@ impl Proxy {
     }
 }
 
-fn accept(client: TcpStream, address: &str, wire: &Arc<Mutex<Wire>>) {
+fn accept(client: TcpStream, wire: &Arc<Mutex<Wire>>) {
+    let address = wire.lock().expect("no panic").address.clone();
     if wire.lock().expect("no panic").state == State::Cut {
         let _ = client.shutdown(Shutdown::Both);
         return;

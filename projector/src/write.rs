@@ -12,6 +12,7 @@ use crate::state::{Doc, RecordKey, State};
 use chrono::{DateTime, Utc};
 use futures_util::future::join_all;
 use serde_json::Value;
+use std::borrow::Cow;
 use tidelog_events::domain::{Domain, Registry};
 use tidelog_events::drill;
 use tidelog_events::ids::DeviceType;
@@ -52,6 +53,23 @@ const MOVE: &str = "WITH moved AS (\
       RETURNING 1\
     ) SELECT fence((SELECT count(*) FROM moved), $7)";
 
+/// How a chunk's transaction begins, and its first statement; a test may have it do without either.
+fn guards() -> (&'static str, Cow<'static, str>) {
+    let begin = match drill::guarded("transaction") {
+        true => "BEGIN",
+        // Each statement for itself, the move first.
+        false => "",
+    };
+    let moving = match drill::guarded("fence") {
+        true => Cow::Borrowed(MOVE),
+        // What a worker would do that trusts itself.
+        false => MOVE
+            .replace("AND p.epoch = k.epoch AND p.next_offset = k.expected", "")
+            .into(),
+    };
+    (begin, moving)
+}
+
 /// SQLSTATE of `fence`.
 const FENCED: &str = "TL001";
 
@@ -66,19 +84,8 @@ pub(crate) async fn write(
     dead: &[DeadLetter],
 ) -> Result<(), ProjectorError> {
     let sheets = sheets(registry, world, results, topic, dead);
-    let begin = match drill::guarded("transaction") {
-        true => "BEGIN",
-        // Each statement for itself, the move first.
-        false => "",
-    };
-    let moving = match drill::guarded("fence") {
-        true => session.prepare(MOVE).await?,
-        // What a worker would do that trusts itself.
-        false => {
-            let trusting = MOVE.replace("AND p.epoch = k.epoch AND p.next_offset = k.expected", "");
-            session.prepare(&trusting).await?
-        }
-    };
+    let (begin, moving) = guards();
+    let moving = session.prepare(&moving).await?;
     let mut prepared = Vec::with_capacity(sheets.len());
     for (sql, sheet) in &sheets {
         prepared.push((session.prepare(sql).await?, sheet));

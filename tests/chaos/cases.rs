@@ -41,7 +41,7 @@ async fn a_projector_killed_between_any_two_steps() {
 async fn everything_told_to_stop_and_started_again() {
     case("sigterm", async |field, _| {
         faults::stopped_in_order(field).await;
-        faults::stopped_while_refused(field, 2).await;
+        faults::stopped_while_refused(field, 1).await;
         0
     })
     .await;

@@ -72,18 +72,21 @@ pub(crate) async fn stopped_in_order(field: &Field) {
     field.revive();
 }
 
-/// Projectors told to stop while Postgres refuses every second chunk.
+/// Projectors told to stop while each waits to try a chunk again that Postgres refused, with the next one in hand; and the
+/// next one would be taken.
 pub(crate) async fn stopped_while_refused(field: &Field, times: usize) {
-    trouble::failing(&field.deployment, "40001", 2).await;
     for n in 0..times {
-        let who = PROJECTORS[n % 2];
-        field.terminate(PROJECTORS[1 - n % 2]);
-        seconds(0.8).await;
+        let (who, other) = (PROJECTORS[n % 2], PROJECTORS[1 - n % 2]);
+        field.terminate(other);
+        // It has everything by now, and much to do.
+        seconds(0.7).await;
+        trouble::failing(&field.deployment, "40001", 1).await;
+        seconds(1.0).await;
+        trouble::mended(&field.deployment).await;
         field.terminate(who);
         field.revive();
-        seconds(0.2).await;
+        seconds(0.3).await;
     }
-    trouble::mended(&field.deployment).await;
 }
 
 /// Stops a projector for longer than its session, so that the other takes over, and lets it go on.

@@ -5,12 +5,12 @@ use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::Duration;
 
-use tokio::task::JoinError;
+use tokio::task::{JoinError, JoinHandle};
 
 use crate::checker::{Left, check, watch_positions};
 use crate::field::Field;
 use crate::support::eventually;
-use crate::support::phone::tenant;
+use crate::support::phone::{Replica, tenant};
 use crate::support::service::Deployment;
 use crate::workload::{Caller, Progress, Told, read};
 
@@ -29,6 +29,8 @@ pub(crate) struct Load {
     /// Postgres loses the last moments when it crashes: a key that was asked before is then answered with the same outcomes,
     /// and another receipt.
     pub(crate) forgets: bool,
+    /// Some phones hang up and forget the key: what became of that batch nobody is told.
+    pub(crate) hangs_up: bool,
 }
 
 /// Enough for a brief case.
@@ -38,12 +40,14 @@ pub(crate) const BRIEF: Load = Load {
     pause: 200,
     patience: Duration::from_secs(60),
     forgets: false,
+    hangs_up: true,
 };
 
-/// The same where a guard is out, so that something is to be noticed: nobody waits for long.
+/// The same where a guard is out, so that something is to be noticed: nobody waits for long or forgets what it asked.
 pub(crate) const BROKEN: Load = Load {
     pause: 50,
     patience: Duration::from_secs(10),
+    hangs_up: false,
     ..BRIEF
 };
 
@@ -72,17 +76,7 @@ pub(crate) async fn run(
             tokio::spawn(phone.work())
         })
         .collect();
-    let readers: Vec<_> = tenants
-        .iter()
-        .flat_map(|tenant| [7, 500].map(|limit| (tenant.clone(), limit)))
-        .map(|(tenant, limit)| {
-            (
-                tenant.clone(),
-                tokio::spawn(read(gateways.clone(), tenant, limit, progress.clone())),
-            )
-        })
-        .collect();
-
+    let readers = follow(&gateways, &tenants, &progress);
     // Nothing is broken before everything works.
     eventually("the first batches are answered", async || {
         (progress.answered.load(Ordering::SeqCst) > 20).then_some(())
@@ -119,6 +113,22 @@ pub(crate) async fn run(
         poison,
     };
     Ended { left, field }
+}
+
+/// Two readers of each tenant, with small pages and with large ones.
+fn follow(
+    gateways: &[Deployment; 2],
+    tenants: &[String],
+    progress: &Arc<Progress>,
+) -> Vec<(String, JoinHandle<Replica>)> {
+    let each = tenants
+        .iter()
+        .flat_map(|tenant| [7, 500].map(|limit| (tenant, limit)));
+    each.map(|(tenant, limit)| {
+        let reader = read(gateways.clone(), tenant.clone(), limit, progress.clone());
+        (tenant.clone(), tokio::spawn(reader))
+    })
+    .collect()
 }
 
 /// Everything is applied, and then each phone asks again for what it was told; answers what went wrong.

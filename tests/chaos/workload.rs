@@ -127,7 +127,7 @@ impl Caller {
             .collect();
         let mixed = self.dice.roll(5) == 0;
         let body = self.body(&items, mixed);
-        if self.dice.roll(8) == 0 {
+        if self.dice.roll(8) == 0 && self.load.hangs_up {
             // Hung up before the answer, and forgotten: the same items come again under another key.
             let hurry = Duration::from_millis(self.dice.roll(40) as u64);
             let key = Uuid::new_v4().to_string();

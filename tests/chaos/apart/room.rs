@@ -5,6 +5,7 @@ use std::path::{Path, PathBuf};
 use std::process::Command;
 
 use super::{folder, prepared};
+use crate::broken::LOST;
 use crate::field::Field;
 use crate::run::{BRIEF, judge, run, seconds, without_on};
 use crate::support::db::Db;
@@ -74,15 +75,10 @@ async fn a_postgres_with_a_full_disk_or_without_connections() {
 
     // A position that moves by itself passes over what found no room.
     let deployment = prepared("roomy", &stack).await;
-    without_on(
-        &deployment,
-        "transaction",
-        &["in the log without an outcome", "a batch that was"],
-        async |_, _| {
-            disk.full(2.0).await;
-            0
-        },
-    )
+    without_on(&deployment, "transaction", &LOST, async |_, _| {
+        disk.full(2.0).await;
+        0
+    })
     .await;
 
     let deployment = prepared("room", &stack).await;

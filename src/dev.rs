@@ -47,6 +47,9 @@ pub(crate) struct DevArgs {
     /// Run Kafka and Postgres only
     #[arg(long)]
     pub(crate) backing_only: bool,
+    /// Address that Kafka tells its clients to come to, where that is another than its own
+    #[arg(long, value_name = "ADDR:PORT", hide = true)]
+    pub(crate) kafka_advertised: Option<SocketAddr>,
     /// Stop once nobody has held a shared lock on DIR/users.lock for 15 seconds
     #[arg(long, hide = true)]
     pub(crate) until_unused: bool,
@@ -86,7 +89,7 @@ pub(crate) async fn run(args: DevArgs, serve: impl AsyncFnOnce(DevEnv) -> Result
 
     eprintln!("Starting Kafka and Postgres in {}", dir.path.display());
     let started = tokio::select! {
-        started = Stack::start(&dir.path, &exe) => started,
+        started = Stack::start(&dir.path, &exe, args.kafka_advertised) => started,
         () = stop.recv() => {
             eprintln!("Stopping");
             return Stack::settled(&dir.path).await;

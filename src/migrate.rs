@@ -20,7 +20,7 @@ use crate::output::OutputArgs;
 use crate::settings::{DatabaseSettings, DomainSettings};
 
 /// Every file of `migrations/`, by name; a test sees to it that none is forgotten.
-const MIGRATIONS: [(&str, &str); 3] = [
+const MIGRATIONS: [(&str, &str); 4] = [
     ("V1__core", include_str!("../migrations/V1__core.sql")),
     (
         "V2__idempotency_items",
@@ -29,6 +29,10 @@ const MIGRATIONS: [(&str, &str); 3] = [
     (
         "V3__resolutions",
         include_str!("../migrations/V3__resolutions.sql"),
+    ),
+    (
+        "V4__fold_version",
+        include_str!("../migrations/V4__fold_version.sql"),
     ),
 ];
 

@@ -3,6 +3,7 @@
 use std::time::Duration;
 
 use anyhow::{Result, bail};
+use tidelog_events::drill;
 use tokio::signal::unix::{Signal, SignalKind, signal};
 use tokio::sync::watch;
 
@@ -23,6 +24,9 @@ pub(crate) async fn until_signal(
         name = signals.next() => name,
     };
     tracing::info!(signal = name, ?deadline, "stopping");
+    if !drill::guarded("shutdown") {
+        return Ok(());
+    }
     stop.send_replace(true);
     tokio::select! {
         ended = &mut service => {

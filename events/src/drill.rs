@@ -1,10 +1,12 @@
-//! Named steps at which a test may have the process end or wait, and guards that a test may take out. What the product
-//! promises has to hold wherever it is interrupted, and a check that no missing guard makes fail would show nothing.
-//! Release builds have none of it: both functions are empty there.
+//! Named steps at which a test may have the process end or wait, guards that a test may take out, and numbers that a test
+//! may change. What the product promises has to hold wherever it is interrupted, and a check that no missing guard makes
+//! fail would show nothing. Release builds have none of it: there no step stops, every guard stands and every number is
+//! its own.
 //!
 //! - `TIDELOG_DRILL_STOP=step@3:kill,step:wait=500`: the third time, the process is gone without a warning; the first time,
 //!   the step takes 500 ms
 //! - `TIDELOG_DRILL_WITHOUT=guard,guard`
+//! - `TIDELOG_DRILL_NUMBERS=lease_ms=2000,fold=2`: shorter deadlines, so that a test waits less; another version's number
 
 /// The process has come to a step.
 #[inline(always)]
@@ -13,6 +15,19 @@ pub fn reached(step: &'static str) {
     in_tests::reached(step);
     #[cfg(not(debug_assertions))]
     let _ = step;
+}
+
+/// Whether a test has the process end or wait at a step: where it may only come between two things that are otherwise done
+/// at once.
+#[inline(always)]
+pub fn armed(step: &'static str) -> bool {
+    #[cfg(debug_assertions)]
+    return in_tests::armed(step);
+    #[cfg(not(debug_assertions))]
+    {
+        let _ = step;
+        false
+    }
 }
 
 /// Whether a guard is in its place.
@@ -24,6 +39,18 @@ pub fn guarded(guard: &'static str) -> bool {
     {
         let _ = guard;
         true
+    }
+}
+
+/// A number that a test may change.
+#[inline(always)]
+pub fn number(name: &'static str, own: u32) -> u32 {
+    #[cfg(debug_assertions)]
+    return in_tests::number(name).unwrap_or(own);
+    #[cfg(not(debug_assertions))]
+    {
+        let _ = name;
+        own
     }
 }
 
@@ -48,16 +75,23 @@ mod in_tests {
         Wait(Duration),
     }
 
-    pub(super) fn reached(step: &str) {
+    fn stops() -> &'static [Stop] {
         static STOPS: OnceLock<Vec<Stop>> = OnceLock::new();
-        let stops = STOPS.get_or_init(|| {
+        STOPS.get_or_init(|| {
             let text = std::env::var("TIDELOG_DRILL_STOP").unwrap_or_default();
             text.split(',')
                 .filter(|one| !one.is_empty())
                 .filter_map(stop)
                 .collect()
-        });
-        for stop in stops.iter().filter(|stop| stop.step == step) {
+        })
+    }
+
+    pub(super) fn armed(step: &str) -> bool {
+        stops().iter().any(|stop| stop.step == step)
+    }
+
+    pub(super) fn reached(step: &str) {
+        for stop in stops().iter().filter(|stop| stop.step == step) {
             let times = stop.reached.fetch_add(1, Ordering::SeqCst) + 1;
             match &stop.what {
                 What::Kill if times == stop.at => {
@@ -97,6 +131,25 @@ mod in_tests {
             text.split(',').map(str::to_owned).collect()
         });
         !without.iter().any(|known| known == guard)
+    }
+
+    pub(super) fn number(name: &str) -> Option<u32> {
+        let text = std::env::var("TIDELOG_DRILL_NUMBERS").unwrap_or_default();
+        number_in(&text, name)
+    }
+
+    fn number_in(text: &str, name: &str) -> Option<u32> {
+        let mut pairs = text.split(',').filter_map(|pair| pair.split_once('='));
+        pairs.find(|(known, _)| *known == name)?.1.parse().ok()
+    }
+
+    #[test]
+    fn a_number_is_found_by_its_name() {
+        let text = "lease_ms=2000,fold=2,broken=x";
+        assert_eq!(
+            ["lease_ms", "fold", "broken", "fo"].map(|name| number_in(text, name)),
+            [Some(2000), Some(2), None, None]
+        );
     }
 
     #[test]

@@ -8,7 +8,9 @@
 
 use crate::incoming::Identity;
 use crate::ledger::Ledger;
+use std::borrow::Cow;
 use std::sync::Arc;
+use tidelog_events::drill;
 use uuid::Uuid;
 
 /// What a claim came to.
@@ -115,9 +117,14 @@ impl Ledger {
         } = identity;
         let owner = Uuid::new_v4();
         let (lease, ttl) = (self.lease.as_secs_f64(), key_ttl.as_secs_f64());
+        let taking_over = "coalesce(known.lease_until <= now(), true)";
+        let sql = match drill::guarded("takeover") {
+            true => Cow::Borrowed(CLAIM),
+            false => CLAIM.replace(taking_over, "known.lease_until IS NULL").into(),
+        };
         let claimed = self
             .query_opt(
-                CLAIM,
+                &sql,
                 &[
                     &tenant.as_str(),
                     &user.as_str(),

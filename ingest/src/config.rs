@@ -2,6 +2,7 @@
 //! stand in the settings table. Must not know where a value came from.
 
 use std::time::Duration;
+use tidelog_events::drill;
 
 /// How batches are taken.
 #[derive(Debug, Clone)]
@@ -33,7 +34,7 @@ impl Default for IngestConfig {
     fn default() -> Self {
         IngestConfig {
             topic_prefix: String::new(),
-            lease: Duration::from_secs(10),
+            lease: Duration::from_millis(drill::number("lease_ms", 10_000).into()),
             delivery_timeout: Duration::from_secs(10),
             key_ttl: Duration::from_secs(24 * 3600),
             expiry_every: Duration::from_secs(10),

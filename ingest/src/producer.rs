@@ -12,6 +12,7 @@ use rdkafka::{ClientContext, Statistics};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, PoisonError, RwLock};
 use std::time::Duration;
+use tidelog_events::drill;
 use tidelog_events::position::Appended;
 
 /// How the log is written.
@@ -34,7 +35,7 @@ impl ProducerConfig {
     pub fn new(brokers: impl Into<String>) -> ProducerConfig {
         ProducerConfig {
             brokers: brokers.into(),
-            delivery_timeout: Duration::from_secs(10),
+            delivery_timeout: Duration::from_millis(drill::number("delivery_ms", 10_000).into()),
             queue_records: 50_000,
             queue_kbytes: 48 * 1024,
             settings: Vec::new(),
@@ -66,7 +67,7 @@ impl ProducerConfig {
         // What the promises rest on.
         native
             .set("bootstrap.servers", &self.brokers)
-            .set("enable.idempotence", "true")
+            .set("enable.idempotence", drill::guarded("idempotence").to_string())
             .set("acks", "all")
             // Java clients choose the same partition for a key.
             .set("partitioner", "murmur2_random")

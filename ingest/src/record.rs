@@ -5,7 +5,9 @@ use crate::claim::Stored;
 use crate::incoming::Identity;
 use crate::ledger::{Failure, Ledger};
 use chrono::{DateTime, Utc};
+use std::borrow::Cow;
 use tidelog_events::answer::RefusedItem;
+use tidelog_events::drill;
 use tidelog_events::position::{Appended, TopicPartition};
 use tokio_postgres::types::Json;
 
@@ -115,9 +117,18 @@ impl Ledger {
             .map(|(at, last)| (at.topic.clone(), at.partition, last))
             .collect();
         let answer = record.answer.as_ref();
+        let sql = match drill::guarded("first") {
+            true => Cow::Borrowed(RECORD),
+            false => RECORD
+                .replace(
+                    "coalesce(CASE WHEN known.expires_at > now()",
+                    "coalesce(CASE WHEN false",
+                )
+                .into(),
+        };
         let row = self
             .query_opt(
-                RECORD,
+                &sql,
                 &[
                     &tenant.as_str(),
                     &user.as_str(),

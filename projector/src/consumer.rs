@@ -19,6 +19,7 @@ use std::collections::{BTreeMap, HashMap};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
+use tidelog_events::drill;
 use tokio::runtime::Handle;
 use tokio::sync::{mpsc, oneshot, watch};
 use tokio_postgres::Config;
@@ -58,6 +59,8 @@ struct Context {
     committing: AtomicBool,
     /// What the group has taken.
     told: Mutex<Positions>,
+    /// Why this process may not go on: a newer one has had a partition that it was to own.
+    refused: Mutex<Option<ProjectorError>>,
 }
 
 impl ClientContext for Context {
@@ -112,6 +115,10 @@ impl Context {
         self.told.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
+    fn refused(&self) -> MutexGuard<'_, Option<ProjectorError>> {
+        self.refused.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
     /// Claims in Postgres what the group assigned, tells the lanes, and starts reading where Postgres stands.
     fn assigned(
         &self,
@@ -119,14 +126,13 @@ impl Context {
         partitions: &TopicPartitionList,
     ) -> Result<(), KafkaError> {
         let mut start = TopicPartitionList::new();
-        for (topic, numbers) in by_topic(partitions) {
+        let mut wanted = by_topic(partitions);
+        wanted.retain(|topic, _| self.lanes.contains_key(topic));
+        for (topic, owned) in self.claim(&wanted).unwrap_or_default() {
             let Some(lane) = self.lanes.get(&topic) else {
                 continue;
             };
-            let Some(owned) = self.claim(&topic, &numbers) else {
-                continue;
-            };
-            tracing::info!(topic, partitions = ?numbers, "owns");
+            tracing::info!(topic, partitions = ?wanted.get(&topic), "owns");
             for owned in owned {
                 if beyond_the_end(consumer, &topic, &owned) {
                     continue;
@@ -146,18 +152,25 @@ impl Context {
         consumer.incremental_assign(&start)
     }
 
-    /// Claims, however long Postgres is away; gives up only when the process shuts down.
-    fn claim(&self, topic: &str, partitions: &[i32]) -> Option<Vec<Owned>> {
+    /// Claims all at once, however long Postgres is away; gives up only when the process shuts down.
+    fn claim(&self, wanted: &BTreeMap<String, Vec<i32>>) -> Option<BTreeMap<String, Vec<Owned>>> {
+        if wanted.is_empty() {
+            return None;
+        }
         self.runtime.block_on(async {
             let mut shutdown = self.shutdown.clone();
             for wait in waits() {
                 let attempt = async {
                     let mut session = Session::connect(&self.database).await?;
-                    claim(&mut session, topic, partitions, &self.instance).await
+                    claim(&mut session, wanted, &self.instance).await
                 };
                 match attempt.await {
                     Ok(owned) => return Some(owned),
-                    Err(error) => tracing::warn!(%error, topic, ?wait, "partitions cannot be claimed yet"),
+                    Err(error @ ProjectorError::Newer { .. }) => {
+                        *self.refused() = Some(error);
+                        return None;
+                    }
+                    Err(error) => tracing::warn!(%error, ?wait, "partitions cannot be claimed yet"),
                 }
                 tokio::select! {
                     _ = tokio::time::sleep(wait) => {}
@@ -174,6 +187,9 @@ impl Context {
             let Some(lane) = self.lanes.get(&topic) else {
                 continue;
             };
+            if !drill::guarded("release") {
+                continue;
+            }
             self.backlog().forget(&topic, &numbers);
             let (done, finished) = oneshot::channel();
             let released = self.runtime.block_on(async {
@@ -247,6 +263,7 @@ pub(crate) fn run(parts: ConsumerParts, runtime: Handle) -> Result<(), Projector
         backlog: Mutex::default(),
         committing: AtomicBool::new(false),
         told: Mutex::default(),
+        refused: Mutex::default(),
     };
     let consumer: Arc<BaseConsumer<Context>> = Arc::new(client_config(&parts).create_with_context(context)?);
     let names: Vec<&str> = topics.iter().map(String::as_str).collect();
@@ -263,7 +280,12 @@ pub(crate) fn run(parts: ConsumerParts, runtime: Handle) -> Result<(), Projector
         parts.shutdown.clone(),
     ));
     let mut committed = Instant::now();
+    let mut refused = None;
     while !*parts.shutdown.borrow() {
+        refused = consumer.context().refused().take();
+        if refused.is_some() {
+            break;
+        }
         read_parcel(&consumer);
         let flow = consumer.context().backlog().hand_over(&consumer.context().lanes);
         for (topics, paused) in [(flow.pause, true), (flow.resume, false)] {
@@ -280,14 +302,18 @@ pub(crate) fn run(parts: ConsumerParts, runtime: Handle) -> Result<(), Projector
     // group's offsets lag behind.
     commit(&consumer, &parts.progress);
     consumer.unsubscribe();
-    // The pulse ends with the shutdown. Waited for, so that the last handle on the consumer is this one: closing it calls
+    // The pulse ends with the shutdown, or here. Waited for, so that the last handle on the consumer is this one: closing it calls
     // back into the rebalance, which must not happen on a worker of the runtime.
+    if refused.is_some() {
+        pulse.abort();
+    }
     let _ = runtime.block_on(pulse);
     drop(consumer);
-    Ok(())
+    refused.map_or(Ok(()), Err)
 }
 
 fn client_config(parts: &ConsumerParts) -> ClientConfig {
+    let session = drill::number("session_ms", 6000);
     let mut config = ClientConfig::new();
     config
         .set("bootstrap.servers", &parts.brokers)
@@ -297,8 +323,8 @@ fn client_config(parts: &ConsumerParts) -> ClientConfig {
         .set("enable.auto.offset.store", "false")
         .set("auto.offset.reset", "earliest")
         .set("partition.assignment.strategy", "cooperative-sticky")
-        .set("session.timeout.ms", "6000")
-        .set("heartbeat.interval.ms", "1000")
+        .set("session.timeout.ms", session.to_string())
+        .set("heartbeat.interval.ms", (session / 6).to_string())
         .set("max.poll.interval.ms", "300000")
         .set("fetch.wait.max.ms", "500")
         .set("fetch.min.bytes", "1")

@@ -1,6 +1,8 @@
 //! What can go wrong while the log is projected. Every variant says whether waiting helps: a database or broker that is
 //! away does come back, a partition that was lost does not.
 
+use tidelog_events::drill;
+
 /// Why a projector, or one of its lanes, stopped or has to wait.
 #[derive(Debug, thiserror::Error)]
 pub enum ProjectorError {
@@ -13,6 +15,20 @@ pub enum ProjectorError {
     /// Another worker owns a partition that this one meant to write.
     #[error("another worker owns a partition of this chunk")]
     Fenced,
+    /// A newer release has had the partition: what it wrote must not be gone on with by this one.
+    #[error(
+        "partition {partition} of {topic} was written by a newer tidelog (fold {theirs}; this is {own}): upgrade this one"
+    )]
+    Newer {
+        /// The topic.
+        topic: String,
+        /// The partition.
+        partition: i32,
+        /// The fold that has had it.
+        theirs: i32,
+        /// This build's.
+        own: u32,
+    },
     /// A row in Postgres is not what the fold wrote there.
     #[error("a stored row cannot be read: {0}")]
     Stored(String),
@@ -28,9 +44,9 @@ impl ProjectorError {
         let ProjectorError::Postgres(error) = self else {
             return false;
         };
-        error
-            .code()
-            .is_some_and(|code| ["22", "23", "54"].contains(&&code.code()[..2]))
+        error.code().is_some_and(|code| {
+            ["22", "23", "54"].contains(&&code.code()[..2]) || !drill::guarded("transient")
+        })
     }
 
     /// Whether the same may succeed later.
@@ -38,7 +54,10 @@ impl ProjectorError {
         match self {
             ProjectorError::Postgres(_) => !self.is_data(),
             ProjectorError::Kafka(_) => true,
-            ProjectorError::Fenced | ProjectorError::Stored(_) | ProjectorError::Consumer(_) => false,
+            ProjectorError::Fenced
+            | ProjectorError::Newer { .. }
+            | ProjectorError::Stored(_)
+            | ProjectorError::Consumer(_) => false,
         }
     }
 }

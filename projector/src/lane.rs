@@ -310,7 +310,9 @@ impl Lane {
                         _ = tokio::time::sleep(wait) => {}
                         _ = shutdown.wait_for(|stop| *stop) => {
                             // Given up. Whatever came after this chunk would move the positions over it.
-                            self.owned.clear();
+                            if drill::guarded("give-up") {
+                                self.owned.clear();
+                            }
                             return;
                         }
                     }
@@ -351,6 +353,9 @@ impl Lane {
     async fn publish_dead(&self, dead: &[DeadLetter]) -> Result<(), ProjectorError> {
         for letter in dead {
             tracing::warn!(topic = %letter.topic, partition = letter.partition, offset = letter.offset, reason = %letter.reason, "a dead letter");
+            if !drill::guarded("poison") {
+                return Err(ProjectorError::Stored(letter.reason.clone()));
+            }
             self.parts.dead.publish(letter).await?;
         }
         Ok(())
@@ -393,6 +398,9 @@ impl Lane {
 
     /// Takes over what the table says of this lane's partitions, and lets go of those that are another worker's.
     async fn reread_positions(&mut self) -> Result<(), ProjectorError> {
+        if !drill::guarded("reread") {
+            return Ok(());
+        }
         let session = connected(&mut self.session, &self.parts.database).await?;
         let partitions: Vec<i32> = self.owned.keys().copied().collect();
         let sql = "SELECT partition, next_offset, epoch, last_log_time FROM positions WHERE topic = $1 AND partition = ANY($2)";

@@ -115,9 +115,9 @@ pub async fn run(config: ProjectorConfig, mut outer: watch::Receiver<bool>) -> R
                 stop.send_replace(true);
             }
             Some(lane) = workers.join_next() => {
-                if !*stop.borrow() {
-                    // A lane that ends by itself has panicked: its topic would stand still without a word.
-                    let why = lane.err().map_or_else(|| "without a reason".to_owned(), |error| error.to_string());
+                // A lane that has panicked: its topic would stand still without a word. One that ends well has no consumer
+                // any more, which tells why.
+                if let Err(why) = lane && !*stop.borrow() {
                     failed = Some(ProjectorError::Consumer(format!("a lane ended: {why}")));
                     stop.send_replace(true);
                 }

@@ -2,8 +2,12 @@
 //! partition's epoch, so that whoever held it before writes nothing any more; Kafka's group only says who should claim.
 
 use crate::ProjectorError;
+use crate::fold::FOLD_VERSION;
 use crate::session::Session;
 use chrono::{DateTime, Duration, Utc};
+use std::collections::BTreeMap;
+use tidelog_events::drill;
+use tokio_postgres::types::ToSql;
 
 /// How far the clocks of broker and projector may differ: what is claimed to be applied through a moment stays this
 /// much behind it.
@@ -18,28 +22,63 @@ pub(crate) struct Owned {
     pub(crate) log_time: DateTime<Utc>,
 }
 
-/// Claims partitions of a topic; answers where each stands.
+/// Claims partitions, all in one statement; answers each topic's, and where each stands. One that a newer fold has had is
+/// not claimed: the error names it.
 pub(crate) async fn claim(
     session: &mut Session,
-    topic: &str,
-    partitions: &[i32],
+    wanted: &BTreeMap<String, Vec<i32>>,
     owner: &str,
-) -> Result<Vec<Owned>, ProjectorError> {
-    const SQL: &str = "INSERT INTO positions AS p (topic, partition, owner, epoch) \
-                       SELECT $1, k.partition, $3, 1 FROM unnest($2::int[]) AS k(partition) ORDER BY k.partition \
-                       ON CONFLICT (topic, partition) DO UPDATE SET epoch = p.epoch + 1, owner = excluded.owner, updated_at = now() \
-                       RETURNING partition, epoch, next_offset, last_log_time";
-    let rows = session.query(SQL, &[&topic, &partitions, &owner]).await?;
-    let owned = rows
-        .iter()
-        .map(|row| Owned {
-            partition: row.get(0),
-            epoch: row.get(1),
-            next_offset: row.get(2),
-            log_time: row.get(3),
-        })
-        .collect();
-    Ok(owned)
+) -> Result<BTreeMap<String, Vec<Owned>>, ProjectorError> {
+    const SQL: &str = "INSERT INTO positions AS p (topic, partition, owner, epoch, fold_version) \
+                       SELECT k.topic, k.partition, $3, 1, $4 FROM unnest($1::text[], $2::int[]) AS k(topic, partition) ORDER BY 1, 2 \
+                       ON CONFLICT (topic, partition) DO UPDATE \
+                       SET epoch = p.epoch + 1, owner = excluded.owner, fold_version = excluded.fold_version, updated_at = now() \
+                       WHERE p.fold_version <= excluded.fold_version OR NOT $5 \
+                       RETURNING topic, partition, epoch, next_offset, last_log_time";
+    let own = drill::number("fold", FOLD_VERSION);
+    let guarded = drill::guarded("fold-version");
+    let each = || {
+        wanted
+            .iter()
+            .flat_map(|(topic, numbers)| numbers.iter().map(move |number| (topic, *number)))
+    };
+    let topics: Vec<&str> = each().map(|(topic, _)| topic.as_str()).collect();
+    let partitions: Vec<i32> = each().map(|(_, partition)| partition).collect();
+    let mut owned: BTreeMap<String, Vec<Owned>> = BTreeMap::new();
+    let parameters: [&(dyn ToSql + Sync); 5] = [&topics, &partitions, &owner, &own.cast_signed(), &guarded];
+    for row in session.query(SQL, &parameters).await? {
+        owned.entry(row.get(0)).or_default().push(Owned {
+            partition: row.get(1),
+            epoch: row.get(2),
+            next_offset: row.get(3),
+            log_time: row.get(4),
+        });
+    }
+    match owned.values().map(Vec::len).sum::<usize>() == partitions.len() {
+        true => Ok(owned),
+        false => Err(newer(session, &topics, &partitions, own).await?),
+    }
+}
+
+/// Which of the partitions a newer fold has had.
+async fn newer(
+    session: &mut Session,
+    topics: &[&str],
+    partitions: &[i32],
+    own: u32,
+) -> Result<ProjectorError, ProjectorError> {
+    const SQL: &str = "SELECT p.topic, p.partition, p.fold_version FROM unnest($1::text[], $2::int[]) AS k(topic, partition) \
+                       JOIN positions p USING (topic, partition) ORDER BY p.fold_version DESC LIMIT 1";
+    let rows = session.query(SQL, &[&topics, &partitions]).await?;
+    let row = rows
+        .first()
+        .ok_or_else(|| ProjectorError::Stored("a position that was refused is not there".into()))?;
+    Ok(ProjectorError::Newer {
+        topic: row.get(0),
+        partition: row.get(1),
+        theirs: row.get(2),
+        own,
+    })
 }
 
 /// A partition's end as the broker told it.

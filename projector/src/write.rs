@@ -12,6 +12,7 @@ use crate::state::{Doc, RecordKey, State};
 use chrono::{DateTime, Utc};
 use futures_util::future::join_all;
 use serde_json::Value;
+use std::borrow::Cow;
 use tidelog_events::domain::{Domain, Registry};
 use tidelog_events::drill;
 use tidelog_events::ids::DeviceType;
@@ -52,6 +53,23 @@ const MOVE: &str = "WITH moved AS (\
       RETURNING 1\
     ) SELECT fence((SELECT count(*) FROM moved), $7)";
 
+/// How a chunk's transaction begins, and its first statement; a test may have it do without either.
+fn guards() -> (&'static str, Cow<'static, str>) {
+    let begin = match drill::guarded("transaction") {
+        true => "BEGIN",
+        // Each statement for itself, the move first.
+        false => "",
+    };
+    let moving = match drill::guarded("fence") {
+        true => Cow::Borrowed(MOVE),
+        // What a worker would do that trusts itself.
+        false => MOVE
+            .replace("AND p.epoch = k.epoch AND p.next_offset = k.expected", "")
+            .into(),
+    };
+    (begin, moving)
+}
+
 /// SQLSTATE of `fence`.
 const FENCED: &str = "TL001";
 
@@ -66,14 +84,8 @@ pub(crate) async fn write(
     dead: &[DeadLetter],
 ) -> Result<(), ProjectorError> {
     let sheets = sheets(registry, world, results, topic, dead);
-    let moving = match drill::guarded("fence") {
-        true => session.prepare(MOVE).await?,
-        // What a worker would do that trusts itself.
-        false => {
-            let trusting = MOVE.replace("AND p.epoch = k.epoch AND p.next_offset = k.expected", "");
-            session.prepare(&trusting).await?
-        }
-    };
+    let (begin, moving) = guards();
+    let moving = session.prepare(&moving).await?;
     let mut prepared = Vec::with_capacity(sheets.len());
     for (sql, sheet) in &sheets {
         prepared.push((session.prepare(sql).await?, sheet));
@@ -89,21 +101,27 @@ pub(crate) async fn write(
     // Sent one after the other without waiting: the futures are polled in this order, and the server answers in it.
     // The move stands first, so that a worker that was fenced off fails before it writes.
     let writes = async {
-        let inserts = join_all(prepared.iter().map(|(statement, sheet)| async move {
-            let parameters = sheet.parameters();
-            client.execute(statement, &parameters).await
-        }));
+        let rest = async {
+            let inserts = join_all(prepared.iter().map(|(statement, sheet)| async move {
+                let parameters = sheet.parameters();
+                client.execute(statement, &parameters).await
+            }));
+            futures_util::join!(inserts, client.batch_execute("COMMIT"))
+        };
         let parameters: [&(dyn tokio_postgres::types::ToSql + Sync); 7] =
             [&topics, &partitions, &epochs, &from, &to, &times, &count];
-        futures_util::join!(
-            client.batch_execute("BEGIN"),
-            client.execute(&moving, &parameters),
-            inserts,
-            client.batch_execute("COMMIT"),
-        )
+        let first =
+            async { futures_util::join!(client.batch_execute(begin), client.execute(&moving, &parameters)) };
+        if drill::armed("project.moved") {
+            let first = first.await;
+            drill::reached("project.moved");
+            (first, rest.await)
+        } else {
+            futures_util::join!(first, rest)
+        }
     };
     drill::reached("project.writing");
-    let (begun, moved, inserted, committed) = writes.await;
+    let ((begun, moved), (inserted, committed)) = writes.await;
     drill::reached("project.committed");
     begun?;
     moved.map_err(fenced)?;

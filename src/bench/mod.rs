@@ -152,7 +152,7 @@ pub(crate) async fn run(args: BenchArgs) -> Result<()> {
 
     eprintln!("Starting Kafka and Postgres in {}", args.data_dir.display());
     let started = tokio::select! {
-        started = Stack::start(&dir, &exe) => started,
+        started = Stack::start(&dir, &exe, None) => started,
         () = &mut stop => {
             Stack::settled(&dir).await?;
             bail!("interrupted")

@@ -5,6 +5,7 @@
 //! the settings and not in the metadata log. This module must not know of topics or of Tidelog's data.
 
 use std::ffi::OsString;
+use std::net::SocketAddr;
 use std::path::Path;
 use std::time::{Duration, Instant};
 
@@ -46,7 +47,7 @@ pub(super) struct Kafka {
 
 impl Kafka {
     /// Starts the Kafka whose data is in `home`, making it if there is none.
-    pub(super) async fn start(home: &Path, exe: &Path) -> Result<Self> {
+    pub(super) async fn start(home: &Path, exe: &Path, advertised: Option<SocketAddr>) -> Result<Self> {
         let since = Instant::now();
         std::fs::create_dir_all(home).with_context(|| format!("cannot make {}", home.display()))?;
         let java = java().await?;
@@ -58,6 +59,10 @@ impl Kafka {
         let mut anew = false;
         loop {
             let ports = ports(&home.join("ports"), anew)?;
+            write_whole(
+                &home.join("server.properties"),
+                &settings("data", ports, advertised),
+            )?;
             match Self::start_on(ports, home, exe, &java, &jars).await {
                 Ok(kafka) => {
                     let took = since.elapsed().as_secs_f64();
@@ -82,7 +87,6 @@ impl Kafka {
     }
 
     async fn start_on(ports: [u16; 2], home: &Path, exe: &Path, java: &Path, jars: &Path) -> Result<Self> {
-        write_whole(&home.join("server.properties"), &settings("data", ports))?;
         let mut args = jvm(jars);
         args.extend(["kafka.Kafka", "server.properties"].map(OsString::from));
         let server = Server {
@@ -126,7 +130,7 @@ async fn format_once(home: &Path, exe: &Path, java: &Path, jars: &Path) -> Resul
     std::fs::remove_dir_all(&fresh).or_else(ok_if_absent)?;
     // The ports don't matter here.
     let config = home.join("format.properties");
-    write_whole(&config, &settings("data.new", [9092, 9093]))?;
+    write_whole(&config, &settings("data.new", [9092, 9093], None))?;
     // A cluster id is 16 bytes in 22 digits of base64url, and hex digits are such digits too; the last
     // one has only two bits to say, and `A` leaves them zero.
     let cluster_id = format!("{}A", &random_hex()[..21]);
@@ -171,7 +175,8 @@ fn jvm(jars: &Path) -> Vec<OsString> {
     ]
 }
 
-fn settings(data: &str, [broker, controller]: [u16; 2]) -> String {
+fn settings(data: &str, [broker, controller]: [u16; 2], advertised: Option<SocketAddr>) -> String {
+    let advertised = advertised.unwrap_or_else(|| ([127, 0, 0, 1], broker).into());
     format!(
         "\
 # Written by tidelog at each start.
@@ -180,7 +185,7 @@ node.id=1
 controller.quorum.voters=1@127.0.0.1:{controller}
 controller.listener.names=CONTROLLER
 listeners=PLAINTEXT://127.0.0.1:{broker},CONTROLLER://127.0.0.1:{controller}
-advertised.listeners=PLAINTEXT://127.0.0.1:{broker}
+advertised.listeners=PLAINTEXT://{advertised}
 log.dirs={data}
 
 # A topic comes into being by `tidelog topics`, with the settings that it needs, or not at all.
@@ -200,6 +205,9 @@ share.coordinator.state.topic.num.partitions=4
 
 # A test's consumer joins at once instead of waiting three seconds for others.
 group.initial.rebalance.delay.ms=0
+
+# And one that was killed is soon missed, where it says so itself.
+group.min.session.timeout.ms=1000
 
 # 128 MB by default, allocated at start: a third of the process.
 log.cleaner.dedupe.buffer.size=4194304

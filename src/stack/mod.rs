@@ -18,6 +18,7 @@ mod postgres;
 mod process;
 mod user;
 
+use std::net::SocketAddr;
 use std::path::Path;
 
 use anyhow::Result;
@@ -37,14 +38,15 @@ pub(crate) struct Stack {
 
 impl Stack {
     /// Starts both on free ports, with the data that `data_dir` (an absolute path) has, and says so on
-    /// stderr. `exe` is the `tidelog` executable, which also runs as their guard.
+    /// stderr. `exe` is the `tidelog` executable, which also runs as their guard. `advertised` is where Kafka sends its
+    /// clients, if not to itself.
     ///
     /// The caller sees to it that nobody else uses the folder. May be dropped at any await: what was
     /// started then stops by itself, and [`Self::settled`] waits for it.
-    pub(crate) async fn start(data_dir: &Path, exe: &Path) -> Result<Self> {
+    pub(crate) async fn start(data_dir: &Path, exe: &Path, advertised: Option<SocketAddr>) -> Result<Self> {
         let (kafka_home, postgres_home) = (data_dir.join("kafka"), data_dir.join("postgres"));
         let both = tokio::try_join!(
-            Kafka::start(&kafka_home, exe),
+            Kafka::start(&kafka_home, exe, advertised),
             Postgres::start(&postgres_home, exe)
         );
         match both {

@@ -1,43 +1,147 @@
-//! A check that cannot fail shows nothing: each of these takes a guard out and has to be noticed.
+//! A check that cannot fail shows nothing: each of these takes a guard out, does what the case of that guard does, and has to
+//! be noticed, by the rule that the guard keeps.
 
-use crate::cases::{BRIEF, Load, prepared, run, zombie};
-use crate::checker::check;
-use crate::field::{Field, GATEWAYS};
-use crate::workload::Progress;
+use crate::cases::{behind_a_wire, lose_answers};
+use crate::faults;
+use crate::run::{BROKEN, noticed, run, without};
 
-/// Runs with a guard out; answers what was noticed.
-async fn without(guard: &str, nemesis: impl AsyncFnOnce(&Field, &Progress) -> usize) -> String {
-    let deployment = prepared(&format!("without-{guard}")).await;
-    let field = Field::start_with(&deployment, &deployment, &[("TIDELOG_DRILL_WITHOUT", guard)]);
-    let ended = run(field, 7, Load { pause: 50, ..BRIEF }, nemesis).await;
-    check(&ended.field, &ended.left)
-        .await
-        .expect_err("it has to be noticed")
-}
+/// What is told or stored twice shows in one of these, whichever is looked at first.
+pub(crate) const TWICE: [&str; 3] = [
+    "told",
+    "one item had several effects",
+    "versions do not rise by one",
+];
+/// What is lost: without an outcome, or folded another time when the phone tries again.
+pub(crate) const LOST: [&str; 5] = [
+    "in the log without an outcome",
+    "a batch that was accepted",
+    TWICE[0],
+    TWICE[1],
+    TWICE[2],
+];
+/// What somebody writes who does not own the partition: its position goes back, or it meets what the owner has written.
+const NOT_ITS_OWN: [&str; 3] = ["a position moved back", "0 records were poison", TWICE[0]];
+const STUCK: [&str; 2] = ["a batch that was", "not everything in the log is applied"];
 
 #[tokio::test(flavor = "multi_thread")]
-async fn without_the_fence_a_zombie_is_noticed() {
-    let noticed = without("fence", async |field, _| {
-        zombie(field).await;
+async fn without_takeover_the_key_of_a_killed_gateway_is_shut_for_ever() {
+    without("takeover", &STUCK, async |field, _| {
+        faults::gateway_steps(field, &["claimed"]).await;
         0
     })
     .await;
-    println!("{noticed}");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn without_derived_ids_a_retry_does_not_find_its_batch() {
+    without("ids", &STUCK, async |field, _| {
+        faults::gateway_steps(field, &["delivered"]).await;
+        0
+    })
+    .await;
 }
 
 #[tokio::test(flavor = "multi_thread")]
 async fn without_the_repeat_check_an_append_done_twice_is_noticed() {
-    let noticed = without("repeat", async |field, _| {
-        for time in [1, 2, 3] {
-            for who in GATEWAYS {
-                let stop = format!("ingest.delivered@{time}:kill");
-                field.start_anew(who, &[("TIDELOG_DRILL_STOP", &stop)]);
-                crate::support::eventually("it was killed", async || (!field.runs(who)).then_some(())).await;
-                field.revive();
-            }
-        }
+    without("repeat", &TWICE, async |field, _| {
+        faults::gateway_steps(field, &["delivered", "delivered"]).await;
         0
     })
     .await;
-    println!("{noticed}");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn without_the_first_record_a_sleeper_changes_what_was_told() {
+    without(
+        "first",
+        &["a retried key got another answer"],
+        async |field, _| {
+            faults::sleepers(field, &["ingest.delivered"]).await;
+            0
+        },
+    )
+    .await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn without_one_transaction_a_projector_killed_halfway_loses_its_chunk() {
+    without("transaction", &LOST, async |field, _| {
+        faults::projector_steps(field, &["moved"]).await;
+        0
+    })
+    .await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn without_the_fence_a_zombie_is_noticed() {
+    without("fence", &NOT_ITS_OWN, async |field, _| {
+        faults::zombies(field, &["project.folded"]).await;
+        0
+    })
+    .await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn without_release_and_fence_a_rebalance_in_the_middle_of_a_chunk_is_noticed() {
+    // Either of them holds alone.
+    without("release,fence", &NOT_ITS_OWN, async |field, _| {
+        faults::rebalances(field, 0).await;
+        0
+    })
+    .await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn without_an_orderly_stop_batches_are_left_behind() {
+    without(
+        "shutdown",
+        &["gateways that were told to stop left"],
+        async |field, _| {
+            faults::stopped_in_order(field).await;
+            0
+        },
+    )
+    .await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn without_giving_up_for_good_a_stopped_projector_passes_over_a_chunk() {
+    without("give-up", &LOST, async |field, _| {
+        faults::stopped_while_refused(field, 3).await;
+        0
+    })
+    .await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn without_skew_the_times_of_devices_are_believed() {
+    without("skew", &["done at"], async |_, _| 0).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn without_reading_positions_again_a_lost_answer_stops_a_partition() {
+    let (proxy, field) = behind_a_wire("without-reread", &[("TIDELOG_DRILL_WITHOUT", "reread")]).await;
+    let ended = run(field, 7, BROKEN, async |_, _| {
+        lose_answers(&proxy).await;
+        0
+    })
+    .await;
+    noticed(ended, &STUCK).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn without_dead_letters_poison_stops_its_partition() {
+    without("poison", &STUCK, async |field, _| {
+        faults::poison(field, &["north"]).await
+    })
+    .await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn without_the_difference_between_data_and_trouble_items_become_dead_letters() {
+    without("transient", &["0 records were poison"], async |field, _| {
+        faults::refusals(field, &[("40001", 2)]).await;
+        0
+    })
+    .await;
 }

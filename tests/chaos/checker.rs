@@ -3,6 +3,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
+use chrono::DateTime;
 use serde_json::Value;
 use tidelog_http::auth::Role;
 
@@ -73,6 +74,7 @@ async fn rules(field: &Field, left: &Left, topic: &[Record], db: &Db) -> Rule {
     positions_never_move_back(db, &field.deployment.schema).await?;
     dead_letters_are_the_poison(db, left.poison).await?;
     what_was_told_is_in_the_log(left, topic)?;
+    items_have_their_true_times(left, topic)?;
     one_outcome_each_as_told(left, &stored)?;
     every_event_has_its_outcome(topic, &stored, left.poison)?;
     no_item_had_two_effects(db).await?;
@@ -114,6 +116,40 @@ fn what_was_told_is_in_the_log(left: &Left, topic: &[Record]) -> Rule {
                 return Err(broken(
                     format!("acknowledged and not in the log: {entry} of {batch}"),
                     entry["mobile_id"].as_str(),
+                ));
+            }
+        }
+    }
+    Ok(())
+}
+
+/// However far a phone's clock is off: an item's event says when it was done, and never a time after its append. How late the
+/// batch came after it was written counts as the clock's error, so the event may say a later time than the true one.
+fn items_have_their_true_times(left: &Left, topic: &[Record]) -> Rule {
+    let events: BTreeMap<&str, &Record> = topic
+        .iter()
+        .filter_map(|record| {
+            let (_, batch) = record.headers.iter().find(|(name, _)| name == "ce_batch")?;
+            Some((batch.as_str(), record))
+        })
+        .collect();
+    let time = |text: &str| DateTime::parse_from_rfc3339(text).expect("a time");
+    for Told {
+        items, skew, answer, ..
+    } in &left.told
+    {
+        let batch = answer["batch_id"].as_str().expect("a batch id");
+        for (index, (record, item)) in items.iter().enumerate() {
+            let Some(event) = events.get(format!("{batch}/{index}").as_str()) else {
+                continue;
+            };
+            let done = time(item["client_timestamp"].as_str().expect("a time")) - *skew;
+            let said = time(event.header("ce_time"));
+            // The log keeps milliseconds.
+            if said < done || said.timestamp_millis() > event.logged_at {
+                return Err(broken(
+                    format!("done at {done}, its event says {said}: {event:?}"),
+                    Some(&record.to_string()),
                 ));
             }
         }
@@ -372,7 +408,7 @@ async fn history(record: &str, topic: &[Record], db: &Db) -> String {
     lines.join("\n")
 }
 
-/// Has Postgres itself note every position or epoch that moves back. To be called before anything is started.
+/// Has Postgres itself note every position, epoch or version of the fold that moves back. To be called before anything is started.
 pub(crate) async fn watch_positions(field: &Deployment) {
     let (db, schema) = (field.db().await, &field.schema);
     for sql in [
@@ -384,7 +420,7 @@ pub(crate) async fn watch_positions(field: &Deployment) {
         ),
         format!(
             "CREATE TRIGGER watched AFTER UPDATE ON positions FOR EACH ROW
-               WHEN (NEW.next_offset < OLD.next_offset OR NEW.epoch < OLD.epoch) EXECUTE FUNCTION {schema}_watch.note()"
+               WHEN (NEW.next_offset < OLD.next_offset OR NEW.epoch < OLD.epoch OR NEW.fold_version < OLD.fold_version) EXECUTE FUNCTION {schema}_watch.note()"
         ),
     ] {
         db.rows(&sql, &[]).await;

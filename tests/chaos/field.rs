@@ -2,6 +2,7 @@
 //! what phones do with them.
 
 use std::sync::Mutex;
+use std::time::{Duration, Instant};
 
 use rustix::process::Signal;
 
@@ -20,6 +21,10 @@ pub(crate) const GATEWAYS: [Who; 2] = [Who::Gateway(0), Who::Gateway(1)];
 pub(crate) const PROJECTORS: [Who; 2] = [Who::Projector(0), Who::Projector(1)];
 pub(crate) const ALL: [Who; 4] = [GATEWAYS[0], GATEWAYS[1], PROJECTORS[0], PROJECTORS[1]];
 
+/// A lease, a session and a delivery end sooner than in earnest, so that a case need not wait for them: a third of the time
+/// and the same orders of steps.
+const NUMBERS: &str = "lease_ms=2000,session_ms=2500,delivery_ms=3000";
+
 /// The processes.
 pub(crate) struct Field {
     /// Of the first gateway; what commands and looks at Postgres use.
@@ -27,6 +32,10 @@ pub(crate) struct Field {
     /// As the processes are started, one for each gateway's port.
     through: [Deployment; 2],
     processes: Mutex<[Option<Process>; 4]>,
+    /// What each is started with, always.
+    always: Mutex<[Vec<(String, String)>; 4]>,
+    /// What a nemesis saw that must not be.
+    noted: Mutex<Vec<String>>,
 }
 
 impl Who {
@@ -57,7 +66,7 @@ impl Field {
         through: &Deployment,
         variables: &[(&str, &str)],
     ) -> Field {
-        let mut through = through.clone();
+        let mut through = through.clone().with("TIDELOG_DRILL_NUMBERS", NUMBERS);
         for (name, value) in variables {
             through = through.with(name, *value);
         }
@@ -66,7 +75,9 @@ impl Field {
         let field = Field {
             deployment: deployment.clone(),
             through: [through, second],
-            processes: Mutex::new([None, None, None, None]),
+            processes: Mutex::default(),
+            always: Mutex::default(),
+            noted: Mutex::default(),
         };
         for who in ALL {
             field.launch(who, &[]);
@@ -98,12 +109,32 @@ impl Field {
         let mut deployment = gateway
             .clone()
             .with("TIDELOG_LISTEN", format!("127.0.0.1:{}", gateway.port));
+        for (name, value) in &self.always.lock().expect("no panic")[who.slot()] {
+            deployment = deployment.with(name, value);
+        }
         for (name, value) in variables {
             deployment = deployment.with(name, *value);
         }
         let name = format!("{}-{}", who.command(), who.slot());
         let process = Process::start(&name, &deployment.command(&[who.command()]), &deployment.dir);
         self.processes.lock().expect("no panic")[who.slot()] = Some(process);
+    }
+
+    /// Keeps what must not be, where it is.
+    pub(crate) fn note(&self, wrong: bool, what: impl FnOnce() -> String) {
+        if wrong {
+            self.noted.lock().expect("no panic").push(what());
+        }
+    }
+
+    pub(crate) fn noted(&self) -> Vec<String> {
+        self.noted.lock().expect("no panic").clone()
+    }
+
+    /// Has a process be another version from its next start on.
+    pub(crate) fn becomes(&self, who: Who, fold: u32) {
+        let numbers = format!("{NUMBERS},fold={fold}");
+        self.always.lock().expect("no panic")[who.slot()] = vec![("TIDELOG_DRILL_NUMBERS".into(), numbers)];
     }
 
     fn take(&self, who: Who) -> Option<Process> {
@@ -143,19 +174,36 @@ impl Field {
         }
     }
 
-    /// Starts one anew and stops it in the middle of a step: what it had begun, it goes on with when it is continued.
-    pub(crate) async fn stop_at(&self, who: Who, step: &str, time: u32) {
-        let stop = format!("{step}@{time}:wait=3000");
+    /// Starts one anew and waits until it is in the middle of a step, where it stays for so long.
+    pub(crate) async fn halt_at(&self, who: Who, step: &str, time: u32, millis: u32) {
+        // In order, so that the group need not wait for the end of its session.
+        self.terminate(who);
+        let stop = format!("{step}@{time}:wait={millis}");
         self.start_anew(who, &[("TIDELOG_DRILL_STOP", &stop)]);
-        let from = self.log(who).len();
+        let from = self.said(who).len();
         eventually(&format!("{who:?} is at {step}"), async || {
-            self.log(who)[from..].contains("drill: waits at").then_some(())
+            self.said(who)[from..].contains("drill: waits at").then_some(())
         })
         .await;
+    }
+
+    /// The same, and freezes it there: what it had begun, it goes on with when it is continued.
+    pub(crate) async fn stop_at(&self, who: Who, step: &str, time: u32) {
+        self.halt_at(who, step, time, 1500).await;
         self.signal(who, Signal::STOP);
     }
 
-    fn log(&self, who: Who) -> String {
+    /// Waits until a process has ended by itself; answers what it said.
+    pub(crate) async fn ends(&self, who: Who) -> String {
+        eventually(&format!("{who:?} has ended"), async || {
+            (!self.runs(who)).then_some(())
+        })
+        .await;
+        self.said(who)
+    }
+
+    /// Everything that a process has said.
+    pub(crate) fn said(&self, who: Who) -> String {
         let processes = self.processes.lock().expect("no panic");
         processes[who.slot()]
             .as_ref()
@@ -192,14 +240,25 @@ impl Field {
             .unwrap_or(0)
     }
 
-    /// Waits until everything in the log is applied.
-    pub(crate) async fn settle(&self) {
-        eventually("everything in the log is applied", async || {
+    /// Waits until everything in the log is applied; an error says that it is not in time.
+    pub(crate) async fn settle(&self, patience: Duration) -> Result<(), String> {
+        let since = Instant::now();
+        while since.elapsed() < patience {
             self.revive();
             let ran = self.deployment.run(&["status", "--output", "json"]);
-            let status: serde_json::Value = serde_json::from_str(&ran.stdout).ok()?;
-            (ran.code == 0 && status["lag"] == 0).then_some(())
-        })
-        .await;
+            let status: serde_json::Value = serde_json::from_str(&ran.stdout).unwrap_or_default();
+            if ran.code == 0 && status["lag"] == 0 {
+                return Ok(());
+            }
+            tokio::time::sleep(Duration::from_millis(20)).await;
+        }
+        Err(format!("not everything in the log is applied after {patience:?}"))
+    }
+}
+
+impl Drop for Field {
+    /// How they end was tried where that matters; here it need only be quick.
+    fn drop(&mut self) {
+        ALL.into_iter().for_each(|who| self.kill(who));
     }
 }

@@ -4,19 +4,23 @@
 //!
 //! - `field`: the processes, how they are ended, stopped and started
 //! - `workload`: the phones and the readers
-//! - `trouble`: what can be done to a topic and to a database
+//! - `faults`, `trouble`: what can be done to processes, to a topic and to a database
+//! - `run`: the frame of every case
 //! - `checker`: the rules
-//! - `cases`: each fault, briefly · `broken`: guards taken out, which the checker has to notice · `long`: all mixed, for as
-//!   long as `TIDELOG_CHAOS_SECONDS` says (`make chaos`)
+//! - `versions`: an old projector beside a new one
+//! - `cases`: each fault, briefly · `apart`: those that need servers of their own, and all mixed, for as long as
+//!   `TIDELOG_CHAOS_SECONDS` says (`make chaos`) · `broken`: guards taken out, which the checker has to notice
 
 #[path = "../support/mod.rs"]
 mod support;
 
+mod apart;
 mod broken;
 mod cases;
 mod checker;
+mod faults;
 mod field;
-mod long;
-mod servers;
+mod run;
 mod trouble;
+mod versions;
 mod workload;

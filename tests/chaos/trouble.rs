@@ -106,12 +106,13 @@ pub(crate) async fn copies(deployment: &Deployment, count: &str) {
         .for_each(|one| drop(one.expect("it is altered")));
 }
 
-/// Has Postgres fail writes to the feed with that SQLSTATE, one in `one_in`, until it is [`mended`].
+/// Has Postgres fail writes to the feed with that SQLSTATE, one in `one_in`, until it is [`mended`]. It takes a moment to find
+/// out, in which the next chunk is made ready.
 pub(crate) async fn failing(deployment: &Deployment, state: &str, one_in: u32) {
     let (db, schema) = (deployment.db().await, &deployment.schema);
     let function = format!(
         "CREATE OR REPLACE FUNCTION {schema}_watch.fail() RETURNS trigger LANGUAGE plpgsql AS $$ BEGIN
-           IF random() < 1.0 / {one_in} THEN RAISE EXCEPTION 'made to fail' USING ERRCODE = '{state}'; END IF; RETURN NULL; END $$"
+           IF random() < 1.0 / {one_in} THEN PERFORM pg_sleep(0.05); RAISE EXCEPTION 'made to fail' USING ERRCODE = '{state}'; END IF; RETURN NULL; END $$"
     );
     db.rows(&function, &[]).await;
     let trigger = format!(

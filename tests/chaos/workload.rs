@@ -8,28 +8,34 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::time::{Duration, Instant};
 
+use bytes::Bytes;
 use chrono::{SecondsFormat, TimeDelta, Utc};
 use http::Method;
 use serde_json::{Value, json};
 use tidelog_http::auth::Role;
 use uuid::Uuid;
 
-use crate::cases::{BRIEF, Load};
+use crate::run::Load;
 use crate::support::Dice;
 use crate::support::http::Answer;
 use crate::support::phone::{Phone, Replica};
 use crate::support::service::Deployment;
 
-/// However long something is broken, a phone's batch gets its answer within this.
-const PATIENCE: Duration = Duration::from_secs(120);
+/// A gateway that is stopped leaves its connections open and silent; one that lives has answered by then.
+const SILENCE: Duration = Duration::from_millis(2500);
 
 /// A batch that got its final answer.
-#[derive(Debug)]
+#[derive(Debug, Clone)]
 pub(crate) struct Told {
     pub(crate) tenant: String,
-    /// Its items' records and texts, by index.
-    pub(crate) items: Vec<(Uuid, String)>,
+    /// How far the phone's clock is ahead.
+    pub(crate) skew: TimeDelta,
+    /// Its items' records and their items as sent to a domain, by index.
+    pub(crate) items: Vec<(Uuid, Value)>,
     pub(crate) answer: Value,
+    /// Under which key which bytes were posted, and whether as a mixed batch; and the bytes that were answered.
+    request: (String, String, bool),
+    bytes: Bytes,
 }
 
 /// What all phones of a run share.
@@ -48,12 +54,14 @@ pub(crate) struct Progress {
 /// A phone: the same device at either gateway.
 pub(crate) struct Caller {
     at: [Phone; 2],
+    /// Which gateway it turns to next.
+    nearest: usize,
     dice: Dice,
     progress: Arc<Progress>,
     /// How far its clock is off.
     skew: TimeDelta,
     known: Vec<(Uuid, i64)>,
-    pub(crate) load: Load,
+    load: Load,
 }
 
 impl Caller {
@@ -63,28 +71,54 @@ impl Caller {
         number: u64,
         seed: u64,
         progress: &Arc<Progress>,
+        load: Load,
     ) -> Caller {
         let mut dice = Dice::new(seed.wrapping_mul(1000).wrapping_add(number));
         let (user, device) = (format!("user-{number}"), format!("phone-{number}"));
         Caller {
             at: [0, 1].map(|n| Phone::of(&gateways[n], tenant, &user, &device, Role::User)),
             skew: TimeDelta::minutes(dice.roll(1200) as i64 - 600),
+            nearest: dice.roll(2),
             dice,
             progress: progress.clone(),
             known: Vec::new(),
-            load: BRIEF,
+            load,
         }
     }
 
     /// Posts batches until it is time to finish; answers what it was told.
-    pub(crate) async fn work(mut self) -> Vec<Told> {
+    pub(crate) async fn work(mut self) -> (Caller, Vec<Told>) {
         let mut told = Vec::new();
         while !self.progress.finish.load(Ordering::SeqCst) {
             told.push(self.batch(told.len()).await);
             // A person's pace, so that a run is as long as its faults and not as large.
             tokio::time::sleep(Duration::from_millis(self.dice.roll(self.load.pause) as u64)).await;
         }
-        told
+        (self, told)
+    }
+
+    /// Asks once more for everything that it was told: whoever wrote late must not have changed it.
+    pub(crate) async fn ask_again(mut self, told: Vec<Told>) {
+        for Told { request, bytes, .. } in told {
+            let (key, body, mixed) = request;
+            let again = self.answer_for_good(&key, &body, mixed).await;
+            self.same(&bytes, &again.body);
+        }
+    }
+
+    /// A retried key gets the same answer.
+    fn same(&self, first: &Bytes, again: &Bytes) {
+        let text = String::from_utf8_lossy;
+        let same = match self.load.forgets {
+            false => first == again,
+            true => outcomes(first) == outcomes(again),
+        };
+        assert!(
+            same,
+            "a retried key got another answer: {} then {}",
+            text(first),
+            text(again)
+        );
     }
 
     async fn batch(&mut self, number: usize) -> Told {
@@ -93,7 +127,7 @@ impl Caller {
             .collect();
         let mixed = self.dice.roll(5) == 0;
         let body = self.body(&items, mixed);
-        if self.dice.roll(8) == 0 {
+        if self.dice.roll(8) == 0 && self.load.hangs_up {
             // Hung up before the answer, and forgotten: the same items come again under another key.
             let hurry = Duration::from_millis(self.dice.roll(40) as u64);
             let key = Uuid::new_v4().to_string();
@@ -103,24 +137,18 @@ impl Caller {
         let answer = self.answer_for_good(&key, &body, mixed).await;
         if self.dice.roll(5) == 0 {
             let again = self.answer_for_good(&key, &body, mixed).await;
-            assert_eq!(
-                again.body,
-                answer.body,
-                "a retried key got another answer: {} then {}",
-                answer.text(),
-                again.text()
-            );
+            self.same(&answer.body, &again.body);
         }
-        let answer = answer.json();
+        let (bytes, answer) = (answer.body.clone(), answer.json());
         self.learn(&answer);
         self.progress.answered.fetch_add(items.len(), Ordering::SeqCst);
         Told {
             tenant: self.at[0].tenant.clone(),
-            items: items
-                .into_iter()
-                .map(|(id, item)| (id, item.to_string()))
-                .collect(),
+            skew: self.skew,
+            items,
             answer,
+            request: (key, body, mixed),
+            bytes,
         }
     }
 
@@ -168,28 +196,29 @@ impl Caller {
         } else {
             "/api/v1/helpdesk/sync"
         };
-        let phone = &self.at[self.dice.roll(2)];
         let headers = [("idempotency-key", key), ("prefer", wait)];
-        let sent = phone.try_send(Method::POST, path, &headers, body.to_owned());
-        // A gateway that is stopped leaves its connections open and silent.
-        match tokio::time::timeout(Duration::from_secs(10), sent).await {
-            Ok(answer) => answer,
-            Err(_) => Err("no answer".into()),
-        }
+        let sent = self.at[self.nearest].try_send(Method::POST, path, &headers, body.to_owned());
+        let answer = tokio::time::timeout(SILENCE, sent).await;
+        let answer = answer.unwrap_or_else(|_| Err("no answer".into()));
+        // Where one is silent or gone, the next attempt is with the other.
+        self.nearest = match &answer {
+            Ok(_) => self.dice.roll(2),
+            Err(_) => 1 - self.nearest,
+        };
+        answer
     }
 
     /// Tries under one key, at either gateway, until the answer is final.
     async fn answer_for_good(&mut self, key: &str, body: &str, mixed: bool) -> Answer {
-        let since = Instant::now();
+        let (since, mut accepted) = (Instant::now(), false);
         loop {
-            let wait = if self.dice.roll(4) == 0 {
-                "wait=0"
-            } else {
-                "wait=5"
-            };
+            let wait = ["wait=0", "wait=2", "wait=2", "wait=2"][self.dice.roll(4)];
             match self.post(key, body, mixed, wait).await {
                 Ok(answer) if answer.status == 200 => return answer,
-                Ok(answer) if answer.status == 202 => self.ask_receipt(&answer).await,
+                Ok(answer) if answer.status == 202 => {
+                    accepted = true;
+                    self.ask_receipt(&answer).await;
+                }
                 Ok(answer) => {
                     self.progress.refused.fetch_add(1, Ordering::Relaxed);
                     assert!(
@@ -202,8 +231,10 @@ impl Caller {
                 Err(_) => {}
             }
             assert!(
-                since.elapsed() < PATIENCE,
-                "a batch got no final answer in {PATIENCE:?}"
+                since.elapsed() < self.load.patience,
+                "a batch that was {} got no final answer in {:?}",
+                if accepted { "accepted" } else { "not accepted" },
+                self.load.patience
             );
             tokio::time::sleep(Duration::from_millis(20 + self.dice.roll(80) as u64)).await;
         }
@@ -214,7 +245,8 @@ impl Caller {
         let receipt = accepted.json()["receipt"].as_str().expect("a receipt").to_owned();
         let phone = &self.at[self.dice.roll(2)];
         let path = format!("/api/v1/sync/batches/{receipt}");
-        if let Ok(answer) = phone.try_send(Method::GET, &path, &[], "").await {
+        let asked = phone.try_send(Method::GET, &path, &[], "");
+        if let Ok(Ok(answer)) = tokio::time::timeout(SILENCE, asked).await {
             assert!(
                 answer.status == 200 || answer.status >= 500,
                 "{} {}",
@@ -233,6 +265,15 @@ impl Caller {
             }
         }
     }
+}
+
+/// What an answer says of the items, without the receipt and the time of the append.
+fn outcomes(answer: &Bytes) -> Value {
+    let mut answer: Value = serde_json::from_slice(answer).unwrap_or_default();
+    for of_the_append in ["receipt", "timestamp"] {
+        answer.as_object_mut().map(|answer| answer.remove(of_the_append));
+    }
+    answer
 }
 
 /// The same item in a mixed batch: what it does stands outside of its data.
@@ -281,10 +322,7 @@ pub(crate) async fn read(
     let (mut replica, mut highest) = (Replica::default(), BTreeMap::<String, i64>::new());
     while !progress.stop.load(Ordering::SeqCst) {
         let step = replica.try_step(&at[dice.roll(2)], "helpdesk", limit);
-        let more = tokio::time::timeout(Duration::from_secs(10), step)
-            .await
-            .ok()
-            .flatten();
+        let more = tokio::time::timeout(SILENCE, step).await.ok().flatten();
         for (id, document) in &replica.records {
             let version = document["version"].as_i64().expect("a version");
             let last = highest.entry(id.clone()).or_insert(version);

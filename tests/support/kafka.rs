@@ -13,6 +13,8 @@ pub(crate) struct Record {
     /// In the order sent.
     pub(crate) headers: Vec<(String, String)>,
     pub(crate) value: String,
+    /// The log's time, in milliseconds since 1970.
+    pub(crate) logged_at: i64,
 }
 
 impl Record {
@@ -81,6 +83,7 @@ fn record(line: &str) -> Record {
             .chunks(2)
             .map(|pair| (pair[0].clone(), pair[1].clone()))
             .collect(),
+        logged_at: shown["ts"].as_i64().expect("a time"),
         // A tombstone has none.
         value: shown["payload"].as_str().unwrap_or_default().to_owned(),
     }

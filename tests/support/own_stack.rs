@@ -27,6 +27,11 @@ pub(crate) struct Env {
 impl OwnStack {
     /// Starts it in `dir`, with further arguments, and waits until it says that it is ready.
     pub(crate) fn start(dir: &Path, args: &[&str]) -> OwnStack {
+        OwnStack::start_with(dir, args, &[])
+    }
+
+    /// The same, with variables that its servers get.
+    pub(crate) fn start_with(dir: &Path, args: &[&str], variables: &[(&str, &str)]) -> OwnStack {
         std::fs::create_dir_all(dir).expect("the target folder can be written");
         let data = dir.join("data");
         // One that was killed leaves it there, until the next one has begun.
@@ -38,6 +43,7 @@ impl OwnStack {
             }
         }
         command.args(["dev", "--data-dir", "data"]).args(args);
+        command.envs(variables.iter().copied());
         let mut process = Process::start("dev", &command, dir);
         eventually_blocking("dev is ready", || {
             if let Some(status) = process.ended() {

@@ -27,7 +27,7 @@ pub(crate) async fn projection(deployment: &Deployment) -> BTreeMap<String, Vec<
         }
         let (without, whose) = match name.as_str() {
             "positions" => (
-                "- '{epoch,owner,applied_through,end_offset,updated_at}'::text[]",
+                "- '{epoch,owner,fold_version,applied_through,end_offset,updated_at}'::text[]",
                 "",
             ),
             "idempotency_records" => ("", "WHERE scope = 'item'"),

@@ -1,4 +1,4 @@
-//! A wire that can be cut: a TCP proxy in front of Postgres, so that a test can take it away from one deployment while
+//! A wire that can be cut: a TCP proxy in front of Postgres or Kafka, so that a test can take it away from one deployment while
 //! all others keep it.
 
 use std::io::{Read, Write};
@@ -15,6 +15,8 @@ pub(crate) struct Proxy {
 #[derive(Default)]
 struct Wire {
     state: State,
+    /// Where it leads.
+    address: String,
     open: Vec<TcpStream>,
 }
 
@@ -26,6 +28,8 @@ enum State {
     Cut,
     /// Connections stay, nothing goes through.
     Silent,
+    /// What clients say goes through; what they would hear does not.
+    Deaf,
     /// Each part of a conversation takes so much longer.
     Slow(Duration),
 }
@@ -36,13 +40,20 @@ impl Proxy {
         let listener = TcpListener::bind("127.0.0.1:0").expect("a port");
         let port = listener.local_addr().expect("an address").port();
         let wire = Arc::new(Mutex::new(Wire::default()));
-        let (shared, address) = (wire.clone(), address.to_owned());
+        let shared = wire.clone();
         std::thread::spawn(move || {
             for client in listener.incoming().flatten() {
-                accept(client, &address, &shared);
+                accept(client, &shared);
             }
         });
-        Proxy { port, wire }
+        let proxy = Proxy { port, wire };
+        proxy.leads_to(address);
+        proxy
+    }
+
+    /// Where new connections go from now on, as `host:port`.
+    pub(crate) fn leads_to(&self, address: &str) {
+        address.clone_into(&mut self.wire.lock().expect("no panic").address);
     }
 
     /// In front of the server of a database URL; answers the URL through the proxy too.
@@ -66,6 +77,11 @@ impl Proxy {
         self.wire.lock().expect("no panic").state = State::Silent;
     }
 
+    /// Lets through what clients say, and keeps what they would hear.
+    pub(crate) fn deafen(&self) {
+        self.wire.lock().expect("no panic").state = State::Deaf;
+    }
+
     /// Delays whatever goes through, a part at a time.
     pub(crate) fn slow(&self, delay: Duration) {
         self.wire.lock().expect("no panic").state = State::Slow(delay);
@@ -77,7 +93,8 @@ impl Proxy {
     }
 }
 
-fn accept(client: TcpStream, address: &str, wire: &Arc<Mutex<Wire>>) {
+fn accept(client: TcpStream, wire: &Arc<Mutex<Wire>>) {
+    let address = wire.lock().expect("no panic").address.clone();
     if wire.lock().expect("no panic").state == State::Cut {
         let _ = client.shutdown(Shutdown::Both);
         return;
@@ -90,13 +107,13 @@ fn accept(client: TcpStream, address: &str, wire: &Arc<Mutex<Wire>>) {
         .expect("no panic")
         .open
         .extend([both(&client), both(&server)]);
-    for (from, to) in [(both(&client), both(&server)), (server, client)] {
+    for (from, to, answers) in [(both(&client), both(&server), false), (server, client, true)] {
         let wire = wire.clone();
-        std::thread::spawn(move || pump(from, to, &wire));
+        std::thread::spawn(move || pump(from, to, answers, &wire));
     }
 }
 
-fn pump(mut from: TcpStream, mut to: TcpStream, wire: &Mutex<Wire>) {
+fn pump(mut from: TcpStream, mut to: TcpStream, answers: bool, wire: &Mutex<Wire>) {
     let _ = (from.set_nodelay(true), to.set_nodelay(true));
     let mut buffer = [0; 16 * 1024];
     while let Ok(length @ 1..) = from.read(&mut buffer) {
@@ -104,7 +121,7 @@ fn pump(mut from: TcpStream, mut to: TcpStream, wire: &Mutex<Wire>) {
         if let State::Slow(delay) = state() {
             std::thread::sleep(delay);
         }
-        while state() == State::Silent {
+        while state() == State::Silent || answers && state() == State::Deaf {
             std::thread::sleep(Duration::from_millis(10));
         }
         if to.write_all(&buffer[..length]).is_err() {

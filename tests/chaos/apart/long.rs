@@ -1,14 +1,17 @@
-//! All faults mixed, for as long as `TIDELOG_CHAOS_SECONDS` says (20 unless told), from the seed `TIDELOG_CHAOS_SEED`.
+//! All faults mixed, those of the servers too, for as long as `TIDELOG_CHAOS_SECONDS` says (20 unless told), from the seed `TIDELOG_CHAOS_SEED`.
 
+use std::path::Path;
 use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
 
 use rustix::process::Signal;
 
-use crate::cases::{Load, judge, prepared, run};
+use super::{folder, power_cut, prepared};
 use crate::field::{ALL, Field, GATEWAYS, PROJECTORS};
+use crate::run::{BRIEF, Load, judge, run};
+use crate::support::Dice;
+use crate::support::own_stack::OwnStack;
 use crate::support::proxy::Proxy;
-use crate::support::{Dice, stack};
 use crate::workload::Progress;
 
 fn number(name: &str, otherwise: u64) -> u64 {
@@ -40,16 +43,25 @@ async fn all_faults_mixed() {
         phones: number("TIDELOG_CHAOS_PHONES", 10),
         items: number("TIDELOG_CHAOS_ITEMS", 12) as usize,
         pause: 50,
+        patience: Duration::from_secs(120),
+        forgets: true,
+        ..BRIEF
     };
-    let deployment = prepared("mixed-faults").await;
-    let (proxy, url) = Proxy::before_database(&stack::shared().database_url);
+    let dir = folder("mixed");
+    let mut stack = Some(OwnStack::start(&dir, &["--backing-only"]));
+    let deployment = prepared("mixed", stack.as_ref().expect("started")).await;
+    let (proxy, url) = Proxy::before_database(&deployment.database_url);
     let mut through = deployment.clone();
     through.database_url = url;
     let field = Field::start(&deployment, &through);
     let nemesis = async |field: &Field, progress: &Progress| {
         let (begun, mut told, mut dice) = (Instant::now(), Instant::now(), Dice::new(seed));
         while begun.elapsed() < length {
-            let fault = fault(field, &proxy, &mut dice).await;
+            let fault = match dice.roll(12) {
+                n @ 0..2 => server_fault(&mut stack, &dir, ["kafka", "postgres"][n], &mut dice).await,
+                _ => fault(field, &proxy, &mut dice).await,
+            };
+            println!("{:6.1} s: {fault}", begun.elapsed().as_secs_f64());
             if told.elapsed() > Duration::from_secs(10) {
                 told = Instant::now();
                 let (items, refused) = (
@@ -59,13 +71,28 @@ async fn all_faults_mixed() {
                 let left = length.saturating_sub(begun.elapsed()).as_secs();
                 let memory = field.peak_memory() >> 20;
                 println!(
-                    "{items} items answered, {refused} times told to come back, {memory} MiB at most, {left} s left; last: {fault}"
+                    "{items} items answered, {refused} times told to come back, {memory} MiB at most, {left} s left"
                 );
             }
         }
         0
     };
     judge(run(field, seed, load, nemesis).await).await;
+    assert_eq!(stack.expect("it runs").process.terminate(), 0);
+}
+
+/// A server is frozen for a while, or killed and started again with the data that it had, and the other one with it.
+async fn server_fault(stack: &mut Option<OwnStack>, dir: &Path, server: &str, dice: &mut Dice) -> String {
+    let running = stack.take().expect("it runs");
+    if dice.roll(3) == 0 {
+        *stack = Some(power_cut(running, dir, server));
+        return format!("{server} killed");
+    }
+    running.signal(server, Signal::STOP);
+    tokio::time::sleep(Duration::from_millis(500 + dice.roll(6000) as u64)).await;
+    running.signal(server, Signal::CONT);
+    *stack = Some(running);
+    format!("{server} frozen")
 }
 
 /// Breaks something for a moment; answers what.

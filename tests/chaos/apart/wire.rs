@@ -4,6 +4,7 @@
 use std::time::Duration;
 
 use super::{folder, prepared};
+use crate::broken::TWICE;
 use crate::field::Field;
 use crate::run::{BRIEF, judge, run, seconds, without_on};
 use crate::support::own_stack::OwnStack;
@@ -33,13 +34,8 @@ async fn a_wire_to_kafka_that_is_cut_half_way_silent_or_slow() {
 
     // A producer that is not idempotent sends again what the broker has; the fold's check for repeats holds that too.
     let deployment = prepared("wire-without", &stack).await;
-    let twice = [
-        "told",
-        "one item had several effects",
-        "versions do not rise by one",
-    ];
-    without_on(&deployment, "idempotence,repeat", &twice, async |_, _| {
-        cut_half_way(&proxy, 4).await;
+    without_on(&deployment, "idempotence,repeat", &TWICE, async |_, _| {
+        cut_half_way(&proxy, 5).await;
         0
     })
     .await;

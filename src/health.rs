@@ -81,6 +81,9 @@ pub(crate) fn routes(health: watch::Receiver<Health>) -> BoxedFilter<(Response,)
     livez.or(readyz).unify().boxed()
 }
 
+/// After so many looks in a row that found no broker, another client looks.
+const SILENCES: u32 = 5;
+
 /// What is looked at.
 pub(crate) struct Needs {
     /// For a client of its own: what the producer heard last may be long ago.
@@ -96,7 +99,8 @@ pub(crate) struct Needs {
 }
 
 /// Looks again and again, and logs what changes.
-pub(crate) async fn keep(needs: Needs, publish: watch::Sender<Health>) {
+pub(crate) async fn keep(mut needs: Needs, publish: watch::Sender<Health>) {
+    let mut silences = 0;
     loop {
         let (cluster, producer, postgres, settings) = tokio::join!(
             needs.cluster.answers(needs.topic.clone(), PATIENCE),
@@ -104,6 +108,11 @@ pub(crate) async fn keep(needs: Needs, publish: watch::Sender<Health>) {
             answers(&needs.database),
             settings_are_read(needs.settings.clone())
         );
+        silences = if cluster { 0 } else { silences + 1 };
+        if silences == SILENCES {
+            silences = 0;
+            needs.cluster.renew();
+        }
         let now = Health {
             kafka: (cluster && producer && settings).into(),
             postgres: postgres.into(),

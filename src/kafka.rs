@@ -22,6 +22,7 @@ const TIMEOUT: Duration = Duration::from_secs(5);
 #[derive(Clone)]
 pub(crate) struct Cluster {
     client: Arc<BaseConsumer<Said>>,
+    config: ClientConfig,
     brokers: String,
 }
 
@@ -63,8 +64,20 @@ impl Cluster {
             .context("cannot make a Kafka client")?;
         Ok(Self {
             client: Arc::new(client),
+            config,
             brokers: settings.kafka_brokers.clone(),
         })
+    }
+
+    /// Connects anew when it is next asked: librdkafka forgets all brokers where one that restarts answers with none
+    /// (confluentinc/librdkafka#5301), and then never asks again.
+    pub(crate) fn renew(&mut self) {
+        // The same settings made a client before.
+        if let Ok(client) = self.config.create_with_context(Said::default()) {
+            let old = std::mem::replace(&mut self.client, Arc::new(client));
+            // It takes a moment to go.
+            tokio::task::spawn_blocking(move || drop(old));
+        }
     }
 
     /// Brokers and topics.

@@ -10,8 +10,8 @@ use rdkafka::message::{DeliveryResult, Header, Message, OwnedHeaders};
 use rdkafka::producer::{BaseRecord, Producer as _, ProducerContext, PurgeConfig, ThreadedProducer};
 use rdkafka::{ClientContext, Statistics};
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Arc, PoisonError, RwLock};
-use std::time::Duration;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock};
+use std::time::{Duration, Instant};
 use tidelog_events::drill;
 use tidelog_events::position::Appended;
 
@@ -93,7 +93,13 @@ pub struct Producer {
     delivery_timeout: Duration,
     current: RwLock<Arc<Generation>>,
     well: Arc<AtomicBool>,
+    /// Since when nothing good was heard, or the last attempt with a new generation began.
+    unwell: Mutex<Option<Instant>>,
 }
+
+/// How long a generation may be unable to reach any broker before another one tries. librdkafka forgets all brokers where one
+/// that restarts answers with none (confluentinc/librdkafka#5301), and then never asks again.
+const RENEWED_AFTER: Duration = Duration::from_secs(10);
 
 /// One librdkafka instance. A fatal error ends it, and the next generation takes over.
 struct Generation(Option<ThreadedProducer<Reports>>);
@@ -132,6 +138,7 @@ impl Producer {
             delivery_timeout: config.delivery_timeout,
             native,
             well,
+            unwell: Mutex::default(),
         })
     }
 
@@ -144,17 +151,38 @@ impl Producer {
     /// without traffic recovers; waits up to `patience`.
     pub async fn check(&self, patience: Duration) -> bool {
         if self.healthy() {
+            *self.unwell() = None;
             return true;
         }
-        let generation = self.generation();
+        let (generation, asks) = (self.generation(), self.generation());
         let asked = tokio::task::spawn_blocking(move || {
-            generation.inner().client().fetch_metadata(None, patience).is_ok()
+            let metadata = asks.inner().client().fetch_metadata(None, patience);
+            metadata.is_ok_and(|metadata| !metadata.brokers().is_empty())
         });
         let reached = asked.await.unwrap_or(false);
         if reached {
+            *self.unwell() = None;
             self.well.store(true, Ordering::Relaxed);
+        } else if self.is_lost() {
+            // Where there is none, the old one goes on.
+            let _ = self.replace(&generation);
         }
         reached
+    }
+
+    fn unwell(&self) -> MutexGuard<'_, Option<Instant>> {
+        self.unwell.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Whether it has reached nobody for too long; begins to count anew where it has.
+    fn is_lost(&self) -> bool {
+        let mut unwell = self.unwell();
+        let since = *unwell.get_or_insert_with(Instant::now);
+        let lost = since.elapsed() > RENEWED_AFTER;
+        if lost {
+            *unwell = Some(Instant::now());
+        }
+        lost
     }
 
     /// Waits until everything handed over is acknowledged or given up, up to `patience`; answers whether it was.

@@ -3,11 +3,14 @@
 
 use std::path::{Path, PathBuf};
 use std::process::Command;
+use std::time::{Duration, Instant};
 
 use rustix::process::{Pid, Signal, kill_process};
 
-use super::eventually_blocking;
 use super::process::Process;
+
+/// How long it may take to start.
+const START_DEADLINE: Duration = Duration::from_secs(150);
 
 /// A running `tidelog dev`.
 pub(crate) struct OwnStack {
@@ -45,12 +48,15 @@ impl OwnStack {
         command.args(["dev", "--data-dir", "data"]).args(args);
         command.envs(variables.iter().copied());
         let mut process = Process::start("dev", &command, dir);
-        eventually_blocking("dev is ready", || {
+        // It has two minutes by itself, which a Kafka on a busy machine may need.
+        let since = Instant::now();
+        while !data.join("env").exists() {
             if let Some(status) = process.ended() {
                 panic!("it ended ({status}). {}", process.last_words());
             }
-            data.join("env").exists().then_some(())
-        });
+            assert!(since.elapsed() < START_DEADLINE, "dev is still not ready");
+            std::thread::sleep(Duration::from_millis(20));
+        }
         OwnStack { process, data }
     }
 

@@ -4,7 +4,7 @@ CARGO ?= cargo
 TARGET_DIR = $(or $(CARGO_TARGET_DIR),target)
 
 .DEFAULT_GOAL := help
-.PHONY: help demo run build test lint bench
+.PHONY: help demo run build test lint bench chaos
 
 help: ## show this
 	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "  make %-6s  %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -30,6 +30,12 @@ test: ## everything: formatting, lints, unit tests, then tests against a real Ka
 	$(CARGO) build
 	$(CARGO) test --workspace --lib --bins
 	$(CARGO) test --workspace --test '*'
+
+chaos: ## breaks everything while phones work: CHAOS_SECONDS (1800), CHAOS_SEED
+	@deploy/install.sh test
+	$(CARGO) build
+	TIDELOG_CHAOS_SECONDS=$(or $(CHAOS_SECONDS),1800) TIDELOG_CHAOS_SEED=$(or $(CHAOS_SEED),1) TIDELOG_CHAOS_PHONES=$(or $(CHAOS_PHONES),40) TIDELOG_CHAOS_ITEMS=$(or $(CHAOS_ITEMS),50) \
+		$(CARGO) test --test chaos -- --nocapture all_faults_mixed
 
 lint: ## formatting, clippy, documentation, dependencies
 	@deploy/install.sh lint

@@ -47,6 +47,9 @@ struct Summary {
     name: String,
     topic: String,
     table: String,
+    /// How mixed batches name its items, where they take them.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    entity_type: Option<String>,
 }
 
 #[derive(Debug, Serialize)]
@@ -73,8 +76,15 @@ fn lines(checked: &Checked) -> Vec<String> {
         .iter()
         .map(|Place { line, message }| format!("{file}:{line}: {message}"));
     let summary = checked.domain.iter().map(|domain| {
-        let Summary { name, topic, table } = domain;
-        format!("{file}: ok: domain {name}, topic {topic}, table {table}")
+        let Summary {
+            name,
+            topic,
+            table,
+            entity_type,
+        } = domain;
+        let mixed = entity_type.iter().map(|of| format!(", entity_type {of}"));
+        let mixed: String = mixed.collect();
+        format!("{file}: ok: domain {name}, topic {topic}, table {table}{mixed}")
     });
     defects.chain(summary).collect()
 }
@@ -111,6 +121,7 @@ fn check(path: &Path, known: &mut Vec<(String, String)>) -> Checked {
                 name: domain.name,
                 topic: domain.topic,
                 table: domain.table,
+                entity_type: domain.entity_type,
             }),
             defects: Vec::new(),
         },
@@ -179,6 +190,15 @@ mod tests {
         );
         assert!(found[1].starts_with("1.toml:2: "), "{found:?}");
         assert_eq!(found[2], "2.toml:1: there is a domain \"inspections\" already");
+    }
+
+    #[test]
+    fn what_mixed_batches_call_its_items_is_told() {
+        let found = checked(&[&INSPECTIONS.replace("kind", "entity_type = \"inspection\"\nkind")]);
+        assert!(
+            found[0].ends_with("table inspections, entity_type inspection"),
+            "{found:?}"
+        );
     }
 
     #[test]

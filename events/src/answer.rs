@@ -3,6 +3,7 @@
 
 use crate::domain::Registry;
 use crate::error::ItemError;
+use crate::mixed::inside_data;
 use crate::outcome::{Change, ItemOutcome, Outcome};
 use crate::target::Target;
 use chrono::{DateTime, SecondsFormat, Utc};
@@ -106,15 +107,10 @@ impl Answer<'_> {
             let entry = error_entry(item.index, item.subject.as_deref(), &item.error);
             (item.index, with_entity_type(entry, item.entity_type.as_deref()))
         });
-        let judged = self.outcomes.iter().map(|item| {
-            let entry = match &item.outcome {
-                Outcome::Refused { error } => error_entry(item.index, Some(&item.subject), error),
-                _ => item_entry(item),
-            };
-            let domain = self.registry.by_name(&item.domain);
-            let entity_type = domain.and_then(|domain| domain.entity_type.as_deref());
-            (item.index, with_entity_type(entry, entity_type))
-        });
+        let judged = self
+            .outcomes
+            .iter()
+            .map(|item| (item.index, mixed_entry(self.registry, item)));
         let mut results: Vec<(u32, Value)> = refused.chain(judged).collect();
         results.sort_by_key(|(index, _)| *index);
         let results = results.into_iter().map(|(_, entry)| entry).collect();
@@ -235,6 +231,20 @@ pub fn item_entry(item: &ItemOutcome) -> Value {
     };
     entry["status"] = if duplicate { "duplicate" } else { status }.into();
     entry
+}
+
+/// One entry of a mixed batch's `results`.
+pub fn mixed_entry(registry: &Registry, item: &ItemOutcome) -> Value {
+    let entry = match &item.outcome {
+        // The fold judges the document, which is what the data is a patch of.
+        Outcome::Refused { error } if error.field.is_some() => {
+            error_entry(item.index, Some(&item.subject), &inside_data(error.clone()))
+        }
+        Outcome::Refused { error } => error_entry(item.index, Some(&item.subject), error),
+        _ => item_entry(item),
+    };
+    let domain = registry.by_name(&item.domain);
+    with_entity_type(entry, domain.and_then(|domain| domain.entity_type.as_deref()))
 }
 
 fn error_entry(index: u32, subject: Option<&str>, error: &ItemError) -> Value {

@@ -5,7 +5,7 @@
 use crate::batch::BatchId;
 use crate::domain::{Policy, Registry, parse_datetime};
 use crate::ids::{DeviceId, DeviceType, Role, TenantId, UserId};
-use crate::item::{Operation, encode_part};
+use crate::item::{MAX_SUBJECT_BYTES, Operation, encode_part};
 use chrono::{DateTime, SecondsFormat, Utc};
 use percent_encoding::percent_decode_str;
 use std::borrow::Cow;
@@ -222,7 +222,8 @@ impl Event {
                 })
                 .transpose()?,
             subject: read(get("ce_subject")?, "ce_subject", |text| {
-                (!text.is_empty() && text.len() <= 4096 && !text.contains('\0')).then(|| text.to_owned())
+                (!text.is_empty() && text.len() <= MAX_SUBJECT_BYTES && !text.contains('\0'))
+                    .then(|| text.to_owned())
             })?,
             time: read(get("ce_time")?, "ce_time", parse_datetime)?,
             batch,

@@ -17,6 +17,9 @@ use uuid::Uuid;
 /// The largest item, in bytes of JSON text.
 pub const MAX_ITEM_BYTES: usize = 256 * 1024;
 
+/// The longest identity, in bytes as `ce_subject` holds it: percent-encoded, and with the spaces around its parts.
+pub const MAX_SUBJECT_BYTES: usize = 4096;
+
 /// The greatest base version that a server could have given: what every JSON reader holds exactly.
 pub const MAX_VERSION: i64 = (1 << 53) - 1;
 
@@ -279,38 +282,39 @@ fn operation(domain: &Domain, members: &Members<'_>, base: i64) -> Result<Operat
     if !domain.is_entity() {
         return Ok(Operation::Append);
     }
-    let status = match members.get("sync_status").filter(|raw| *raw != "null") {
-        None => None,
-        Some(raw) => Some(
-            serde_json::from_str::<String>(raw)
-                .map_err(|_| ItemError::field("sync_status", "type", "sync_status must be a string"))?,
-        ),
-    };
-    let known = ["synced", "pending_sync", "sync_error", "pending_delete"];
-    if let Some(status) = &status
-        && !known.contains(&status.as_str())
-        && !domain.extra_sync_status.contains(status)
-    {
-        let all: Vec<&str> = known
-            .into_iter()
-            .chain(domain.extra_sync_status.iter().map(String::as_str))
-            .collect();
-        return Err(ItemError::field(
-            "sync_status",
-            "enum",
-            format!("sync_status must be one of {}", all.join(", ")),
-        ));
-    }
-    let flagged = domain
-        .delete_flag
-        .as_ref()
-        .is_some_and(|flag| members.get(flag) == Some("true"));
+    let status = sync_status(domain, members)?;
     Ok(match status.as_deref() {
         Some("pending_delete") => Operation::Delete,
-        _ if flagged => Operation::Delete,
+        _ if delete_flag(domain, members).is_some() => Operation::Delete,
         _ if base == 0 => Operation::Create,
         _ => Operation::Update,
     })
+}
+
+/// Where the device says that it stands, if it does and that is a place to stand.
+pub(crate) fn sync_status(domain: &Domain, members: &Members<'_>) -> Result<Option<String>, ItemError> {
+    const KNOWN: [&str; 4] = ["synced", "pending_sync", "sync_error", "pending_delete"];
+    let Some(raw) = members.get("sync_status").filter(|raw| *raw != "null") else {
+        return Ok(None);
+    };
+    let status: String = serde_json::from_str(raw)
+        .map_err(|_| ItemError::field("sync_status", "type", "sync_status must be a string"))?;
+    if KNOWN.contains(&status.as_str()) || domain.extra_sync_status.contains(&status) {
+        return Ok(Some(status));
+    }
+    let extra = domain.extra_sync_status.iter().map(String::as_str);
+    let all: Vec<&str> = KNOWN.into_iter().chain(extra).collect();
+    Err(ItemError::field(
+        "sync_status",
+        "enum",
+        format!("sync_status must be one of {}", all.join(", ")),
+    ))
+}
+
+/// The field by which an item says that its record is deleted, where it does.
+pub(crate) fn delete_flag<'d>(domain: &'d Domain, members: &Members<'_>) -> Option<&'d str> {
+    let flag = domain.delete_flag.as_deref()?;
+    (members.get(flag) == Some("true")).then_some(flag)
 }
 
 fn require_all(domain: &Domain, members: &Members<'_>) -> Result<(), ItemError> {
@@ -359,8 +363,21 @@ fn identify(
         parts.push(encode_part(&text));
     }
     let subject = parts.join("/");
+    if subject.len() > MAX_SUBJECT_BYTES {
+        return Err(identity_too_long(domain, subject.len()));
+    }
     let key = record_key_encoded(posting.tenant, &subject);
     Ok((subject, key))
+}
+
+/// Told of the first field that the device has a say in.
+fn identity_too_long(domain: &Domain, bytes: usize) -> ItemError {
+    let field = domain.identity.iter().find_map(|part| match part {
+        IdentityPart::Field(names) => names.first(),
+        _ => None,
+    });
+    let message = format!("the identity takes {bytes} bytes in a key; at most {MAX_SUBJECT_BYTES} are taken");
+    ItemError::field(field.cloned().unwrap_or_default(), "max_size", message)
 }
 
 pub(crate) fn required_uuid(members: &Members<'_>, name: &str) -> Result<Uuid, ItemError> {
@@ -444,6 +461,11 @@ pub fn encode_part(part: &str) -> String {
 /// The key of a record's events on its topic: tenant and identity.
 pub fn record_key(tenant: &TenantId, identity: &str) -> String {
     record_key_encoded(tenant, &encode_part(identity))
+}
+
+/// The key of a telemetry item's events, whose identity is a list of encoded parts already.
+pub fn item_key(tenant: &TenantId, subject: &str) -> String {
+    record_key_encoded(tenant, subject)
 }
 
 fn record_key_encoded(tenant: &TenantId, identity: &str) -> String {

@@ -8,11 +8,13 @@
 //! - [`outcome`], [`answer`]: what became of an item, and how it is told
 //! - [`resolution`]: how a person decided a conflict
 //! - [`settings`]: what a tenant has set for itself
+//! - [`drill`]: steps at which tests stop a process, and guards that they take out
 //! - [`ids`], [`json`]: names of who, and JSON that Postgres holds
 
 pub mod answer;
 pub mod batch;
 pub mod domain;
+pub mod drill;
 pub mod envelope;
 pub mod error;
 pub mod ids;

@@ -2,11 +2,11 @@
 //! to the log. The data is judged as the item of a batch to its domain would be; what the envelope says goes into the
 //! event's headers, so the data's bytes pass through.
 
-use crate::domain::{Domain, Registry};
+use crate::domain::{Domain, Registry, parse_datetime};
 use crate::error::ItemError;
 use crate::item::{
-    Entry, Item, Operation, Posting, base_version, check_fields, check_size, envelope_field, not_an_object,
-    own_time, record_key, required_uuid,
+    Entry, Item, Operation, Posting, base_version, check_fields, check_size, delete_flag, envelope_field,
+    not_an_object, own_time, record_key, required_uuid, sync_status,
 };
 use crate::json::Members;
 use std::borrow::Cow;
@@ -56,11 +56,12 @@ fn judge_members<'r, 'a>(
     let base = base_version(members)?;
     let client_time = client_time(members, posting)?;
     let raw = data(members, operation)?;
-    let inner: Members<'_> = serde_json::from_str(raw).map_err(|_| inside(not_an_object(raw)))?;
+    let inner: Members<'_> = serde_json::from_str(raw).map_err(|_| inside_data(not_an_object(raw)))?;
     check_size(raw, &inner, posting)
         .and_then(|()| check_fields(domain, &inner, operation, posting))
-        .and_then(|()| agrees(&inner, id, base))
-        .map_err(inside)?;
+        .and_then(|()| sync_status(domain, &inner))
+        .and_then(|_| agrees(domain, &inner, id, base, operation))
+        .map_err(inside_data)?;
     let subject = id.to_string();
     Ok((
         domain,
@@ -70,14 +71,19 @@ fn judge_members<'r, 'a>(
             subject,
             operation,
             base,
-            time: own_time(members).or_else(|| own_time(&inner)),
+            // Of the envelope this one alone: no other time of it goes into the header by which the fold tells an edit
+            // that was made again later from a repeat.
+            time: client_time
+                .as_deref()
+                .and_then(parse_datetime)
+                .or_else(|| own_time(&inner)),
             client_time,
         },
     ))
 }
 
 /// What data breaks is told with the path that it has in the envelope.
-fn inside(error: ItemError) -> ItemError {
+pub(crate) fn inside_data(error: ItemError) -> ItemError {
     let field = match error.field.as_deref() {
         None | Some("") => "data".to_owned(),
         Some(field) => format!("data.{field}"),
@@ -90,9 +96,7 @@ fn inside(error: ItemError) -> ItemError {
 
 fn domain<'r>(registry: &'r Registry, members: &Members<'_>) -> Result<&'r Domain, ItemError> {
     let wanted = required_text(members, "entity_type")?;
-    let found = registry
-        .by_entity_type(&wanted)
-        .filter(|domain| domain.parent.is_none());
+    let found = registry.by_entity_type(&wanted);
     found.map(AsRef::as_ref).ok_or_else(|| {
         let known: Vec<&str> = registry
             .iter()
@@ -141,8 +145,15 @@ fn data<'a>(members: &Members<'a>, operation: Operation) -> Result<&'a str, Item
     }
 }
 
-/// Data may repeat what the envelope says, and must not say otherwise.
-fn agrees(inner: &Members<'_>, id: Uuid, base: i64) -> Result<(), ItemError> {
+/// Data may repeat what the envelope says, and must not say otherwise. `sync_status` is where the device stands and no
+/// word on what it did; a flag that deletes is part of the document, and no record that is there has it.
+fn agrees(
+    domain: &Domain,
+    inner: &Members<'_>,
+    id: Uuid,
+    base: i64,
+    operation: Operation,
+) -> Result<(), ItemError> {
     let repeats = |name: &str| inner.get(name).is_some_and(|raw| raw != "null");
     if repeats("mobile_id") && required_uuid(inner, "mobile_id")? != id {
         return Err(ItemError::field(
@@ -157,6 +168,15 @@ fn agrees(inner: &Members<'_>, id: Uuid, base: i64) -> Result<(), ItemError> {
             "equal",
             "the data's version is another than the item's",
         ));
+    }
+    if operation != Operation::Delete
+        && let Some(flag) = delete_flag(domain, inner)
+    {
+        let message = format!(
+            "the data's {flag} says delete, and the operation is {}",
+            operation.as_str()
+        );
+        return Err(ItemError::field(flag, "equal", message));
     }
     Ok(())
 }
@@ -257,6 +277,16 @@ mod tests {
                 "rfc3339",
             ),
             (json!({"data": null}), "data", "required"),
+            (
+                json!({"data": {"sync_status": "lost"}}),
+                "data.sync_status",
+                "enum",
+            ),
+            (
+                json!({"entity_type": "journal", "data": {"is_deleted": true}}),
+                "data.is_deleted",
+                "equal",
+            ),
             (json!({"data": [1]}), "data", "object"),
             (json!({"data": {"priority": "URGENT"}}), "data.priority", "enum"),
             (json!({"data": {"mobile_id": other}}), "data.mobile_id", "equal"),
@@ -283,5 +313,22 @@ mod tests {
             (Some(ID), Some("ticket"))
         );
         assert_eq!(judged(json!(7)).expect_err("no object").subject, None);
+    }
+
+    #[test]
+    fn the_items_time_is_the_envelopes_client_timestamp_else_the_datas_own() {
+        let time = |changes: Value| {
+            let (_, item) = judged(ticket(changes)).expect("an item");
+            (item.time.map(|time| time.to_rfc3339()), item.client_time)
+        };
+        let (early, late) = ("2026-01-01T00:00:00+00:00", "2026-01-02T00:00:00+00:00");
+        let both = json!({"client_timestamp": late, "data": {"updated_at": early}});
+        assert_eq!(time(both), (Some(late.into()), Some(late.into())));
+        let inside = json!({"data": {"updated_at": early}});
+        assert_eq!(time(inside), (Some(early.into()), None));
+        // An unknown member of the envelope, like any other.
+        assert_eq!(time(json!({"updated_at": late})), (None, None));
+        let unknown = json!({"updated_at": late, "data": {"client_timestamp": early}});
+        assert_eq!(time(unknown), (Some(early.into()), None));
     }
 }

@@ -16,7 +16,7 @@ pub struct Receipt {
     pub appended_items: u32,
     /// Where they lie.
     pub appended: Appended,
-    /// What it was posted to ([`Target::receipt_name`](crate::target::Target::receipt_name)); none for a domain.
+    /// What it was posted to ([`Target::in_receipt`](crate::target::Target::in_receipt)); none for a domain, unless it has no items.
     pub target: Option<String>,
 }
 
@@ -61,5 +61,46 @@ impl Receipt {
             appended,
             target: wire.target,
         })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use serde_json::json;
+    use uuid::Uuid;
+
+    fn receipt(target: Option<&str>) -> Receipt {
+        let mut appended = Appended::default();
+        let (topic, partition) = ("sync.helpdesk.v1".to_owned(), 2);
+        appended.note(TopicPartition { topic, partition }, 7);
+        Receipt {
+            batch: BatchId(Uuid::nil()),
+            appended_items: 1,
+            appended,
+            target: target.map(str::to_owned),
+        }
+    }
+
+    #[test]
+    fn a_receipt_says_what_it_was_posted_to_and_opens_for_its_tenant_alone() {
+        let (acme, other) = (
+            TenantId::parse("acme").expect("tenant"),
+            TenantId::parse("other").expect("tenant"),
+        );
+        for target in [None, Some("sync"), Some("conflicts")] {
+            let sealed = receipt(target).seal(&acme);
+            assert_eq!(Receipt::open(&sealed, &acme), Ok(receipt(target)));
+            assert_eq!(Receipt::open(&sealed, &other), Err(TokenError::NotOurs));
+        }
+    }
+
+    #[test]
+    fn a_domains_receipt_is_what_it_was_before_there_were_others() {
+        let acme = TenantId::parse("acme").expect("tenant");
+        let before = json!({"b": Uuid::nil(), "n": 1, "p": [["sync.helpdesk.v1", 2, 7]]});
+        let before = token::seal(&["receipt", "acme"], &before);
+        assert_eq!(Receipt::open(&before, &acme), Ok(receipt(None)));
+        assert_eq!(receipt(None).seal(&acme), before);
     }
 }

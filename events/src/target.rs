@@ -38,12 +38,11 @@ impl Target {
         }
     }
 
-    /// What a receipt says of it: where its records lie tells a domain.
-    pub fn receipt_name(&self) -> Option<&'static str> {
+    /// What a receipt says of it. Where its records lie tells a domain, where there are any.
+    pub fn in_receipt(&self, appended_items: u32) -> Option<String> {
         match self {
-            Target::Domain(_) => None,
-            Target::Mixed => Some(MIXED),
-            Target::Resolution => Some(RESOLUTION),
+            Target::Domain(_) if appended_items > 0 => None,
+            target => Some(target.name().to_owned()),
         }
     }
 }

@@ -101,7 +101,7 @@ impl Receipts<'_> {
                     batch,
                     appended_items,
                     appended,
-                    target: target.receipt_name().map(str::to_owned),
+                    target: target.in_receipt(appended_items),
                 }),
             ),
             None => (Utc::now(), Vec::new(), receipt),
@@ -131,6 +131,11 @@ impl Receipts<'_> {
             .map(|noted| noted.domain.as_str())
             .or(receipt.and_then(|receipt| receipt.target.as_deref()))
             .or(outcomes.first().map(|item| item.domain.as_str()));
+        // By its id alone, a batch that nobody noted is told by what became of it; one of several domains was mixed.
+        let known = noted.is_some() || receipt.is_some();
+        if !known && outcomes.windows(2).any(|pair| pair[0].domain != pair[1].domain) {
+            return Some(Target::Mixed);
+        }
         if let Some(target) = named.and_then(|name| Target::named(name, self.registry)) {
             return Some(target);
         }

@@ -10,6 +10,7 @@ use std::sync::Arc;
 use std::time::Duration;
 use tidelog_events::answer::{Answer, RefusedItem};
 use tidelog_events::domain::Registry;
+use tidelog_events::drill;
 use tidelog_events::outcome::{FindOutcomes, ItemOutcome, Outcome};
 use tidelog_events::position::{Appended, Positions};
 use tidelog_events::target::Target;
@@ -142,6 +143,7 @@ impl<F: FindOutcomes> Answers<F> {
     /// composes the same bytes. Only a retry waits, since an older release may have answered first; and everybody, while
     /// too many answers are on their way.
     async fn keep(&self, taken: &Taken, answer: Stored) -> Stored {
+        drill::reached("ingest.answered");
         let permit = (!taken.replayed)
             .then(|| self.keeping.clone().try_acquire_owned().ok())
             .flatten();

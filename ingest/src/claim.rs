@@ -2,8 +2,9 @@
 //! held; the answer kept under the key is another thing. Must not know how a batch is appended or answered.
 //!
 //! Claims and records commit with `synchronous_commit = off`: a crash of Postgres may lose the last moments of them.
-//! That does no harm, since the answer is a pure function of batch and history, and a batch appended again has the same
-//! event ids, which the fold dedupes. What it saves is a wait for the disk before and after every batch.
+//! A retry then appends the batch again, under the same event ids, which the fold dedupes; and since the answer is a pure
+//! function of batch, history and receipt, it says of every item what the first one said. Its receipt is that of the new
+//! append. What this saves is a wait for the disk before and after every batch.
 
 use crate::incoming::Identity;
 use crate::ledger::Ledger;

@@ -8,11 +8,12 @@ use chrono::{DateTime, SecondsFormat, Utc};
 use serde::{Serialize, Serializer};
 use serde_json::Value;
 use std::time::Duration;
-use tidelog_events::answer::item_entry;
+use tidelog_events::answer::{item_entry, mixed_entry};
 use tidelog_events::batch::BatchId;
 use tidelog_events::ids::{Role, TenantId};
 use tidelog_events::outcome::{FindOutcomes, Outcome};
 use tidelog_events::receipt::Receipt;
+use tidelog_events::target::Target;
 use tidelog_http::auth::Caller;
 use tidelog_http::idempotency_key::IdempotencyKey;
 use tokio_postgres::Row;
@@ -86,7 +87,7 @@ pub struct KeyRecord {
     pub user_id: String,
     /// From which device; of an item, the one that sent it again.
     pub device_id: String,
-    /// The domain, once it is recorded.
+    /// The domain, once it is recorded; none of what is of several.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub domain: Option<String>,
     /// Of a batch that is in the log: where to ask for its answer.
@@ -147,8 +148,9 @@ impl<F: FindOutcomes> Ingest<F> {
         let mut records = Vec::with_capacity(rows.len());
         for row in rows.iter().take(MAX_RECORDS) {
             let mut record = self.record_of(&caller.tenant, key, row);
-            if record.receipt.is_some() {
-                record.repeats = Some(self.repeats(&caller.tenant, record.batch_id).await?);
+            if let Some(receipt) = &record.receipt {
+                let repeats = self.repeats(&caller.tenant, record.batch_id, receipt).await?;
+                record.repeats = Some(repeats);
             }
             records.push(record);
         }
@@ -172,8 +174,9 @@ impl<F: FindOutcomes> Ingest<F> {
             (_, None) if leased => KeyStatus::InFlight,
             (_, None) => KeyStatus::Released,
         };
-        let domain: Option<String> = row.get(11);
-        let known = domain.as_ref().and_then(|name| self.registry().by_name(name));
+        // A mixed batch and a decision are noted by names that are no domains.
+        let posted_to: Option<String> = row.get(11);
+        let known = posted_to.and_then(|name| self.registry().by_name(&name));
         let telemetry = known.is_some_and(|domain| !domain.is_entity());
         let (item_id, mobile_id) = row.get::<_, Option<String>>(12).map_or((None, None), |subject| {
             if telemetry {
@@ -193,7 +196,7 @@ impl<F: FindOutcomes> Ingest<F> {
             batch_id: row.get(3),
             user_id: row.get(1),
             device_id: row.get(2),
-            domain,
+            domain: known.map(|domain| domain.name.clone()),
             receipt,
             mobile_id,
             item_id,
@@ -207,7 +210,7 @@ impl<F: FindOutcomes> Ingest<F> {
         Receipt::open(receipt, tenant).is_ok_and(|receipt| positions.cover(&receipt.appended))
     }
 
-    async fn repeats(&self, tenant: &TenantId, batch: Uuid) -> Result<Repeats, IngestError> {
+    async fn repeats(&self, tenant: &TenantId, batch: Uuid, receipt: &str) -> Result<Repeats, IngestError> {
         let reading = self.answers.outcomes.of_batch(tenant, BatchId(batch));
         let outcomes = match tokio::time::timeout(READING, reading).await {
             Ok(Ok(outcomes)) => outcomes,
@@ -218,7 +221,14 @@ impl<F: FindOutcomes> Ingest<F> {
             .filter(|item| matches!(item.outcome, Outcome::Duplicate { .. }))
             .collect();
         repeated.sort_by_key(|item| item.index);
+        let target = Receipt::open(receipt, tenant)
+            .ok()
+            .and_then(|receipt| receipt.target);
+        let mixed = target.as_deref() == Some(Target::Mixed.name());
         let entry = |item| {
+            if mixed {
+                return mixed_entry(self.registry(), item);
+            }
             let mut entry = item_entry(item);
             let telemetry = self
                 .registry()

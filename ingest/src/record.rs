@@ -66,7 +66,7 @@ ON CONFLICT (tenant_id, scope, device_id, user_id, key) DO UPDATE SET
     last_hit_at = CASE WHEN known.expires_at > now() THEN known.last_hit_at END,
     expires_at = CASE WHEN known.expires_at > now() THEN known.expires_at ELSE excluded.expires_at END
 WHERE known.fingerprint = excluded.fingerprint OR known.expires_at <= now()
-RETURNING answer_status, answer, set_config('synchronous_commit', 'off', true)";
+RETURNING answer_status, answer, receipt, set_config('synchronous_commit', 'off', true)";
 
 const RECALL: &str = "
 SELECT received_at, appended_items, appended, refused FROM batches WHERE tenant_id = $1 AND batch_id = $2";
@@ -86,11 +86,20 @@ pub(crate) struct Recalled {
     pub(crate) refused: Vec<RefusedItem>,
 }
 
+/// What stands under a key once a batch is recorded.
+#[derive(Debug, Default)]
+pub(crate) struct Standing {
+    /// The final answer, if there is one.
+    pub(crate) answer: Option<Stored>,
+    /// Whose receipt: two gateways may have appended the batch, and one of them is told of.
+    pub(crate) receipt: Option<String>,
+}
+
 type Place = (String, i32, i64);
 
 impl Ledger {
-    /// Writes a record; answers the final answer under its key, if there is one.
-    pub(crate) async fn record(&self, record: &Record) -> Result<Option<Stored>, Failure> {
+    /// Writes a record; answers what stands under its key, which is another's where that came first.
+    pub(crate) async fn record(&self, record: &Record) -> Result<Standing, Failure> {
         let Identity {
             tenant,
             user,
@@ -129,7 +138,10 @@ impl Ledger {
                 ],
             )
             .await?;
-        Ok(row.and_then(|row| Stored::of(row.get(0), row.get(1))))
+        Ok(row.map_or_else(Standing::default, |row| Standing {
+            answer: Stored::of(row.get(0), row.get(1)),
+            receipt: row.get(2),
+        }))
     }
 
     /// What was recorded of a batch, by this gateway or another.

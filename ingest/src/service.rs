@@ -11,7 +11,7 @@ use crate::incoming::{Identity, Incoming};
 use crate::judge::{Clock, judge};
 use crate::ledger::Ledger;
 use crate::producer::{Producer, Sending};
-use crate::record::Record;
+use crate::record::{Record, Standing};
 use crate::terms::Terms;
 use chrono::{DateTime, SubsecRound, Utc};
 use deadpool_postgres::Pool;
@@ -19,6 +19,7 @@ use std::sync::Arc;
 use std::time::Duration;
 use tidelog_events::answer::RefusedItem;
 use tidelog_events::domain::Registry;
+use tidelog_events::drill;
 use tidelog_events::envelope::Stamp;
 use tidelog_events::outcome::FindOutcomes;
 use tidelog_events::position::{Appended, Positions};
@@ -156,6 +157,7 @@ impl<F: FindOutcomes> Ingest<F> {
             tracing::error!(%error, "taking a batch ended unexpectedly");
             IngestError::Internal
         })??;
+        drill::reached("ingest.taken");
         Ok(match outcome {
             Outcome::Open(taken) => self.answers.conclude(taken, deadline).await,
             Outcome::Unrecorded(taken) => taken.accepted(&self.registry),
@@ -213,6 +215,7 @@ impl<F: FindOutcomes> Ingest<F> {
             sent_at: incoming.sent_at,
         };
         let appending = self.append(post, &incoming, &clock, &terms);
+        drill::reached("ingest.claimed");
         let logged = match &claim {
             Some(claim) => claim.hold(appending).await,
             None => appending.await,
@@ -238,10 +241,12 @@ impl<F: FindOutcomes> Ingest<F> {
     ) -> Result<Logged, IngestError> {
         let handed_over = heavy(post.body.len(), || self.hand_over(post, incoming, clock, terms));
         let (refused, sending) = handed_over?;
+        drill::reached("ingest.handed_over");
         let appended = match sending {
-            Some(sending) => sending.delivered().await?,
-            None => Appended::default(),
+            Some(sending) if drill::guarded("delivery") => sending.delivered().await?,
+            _ => Appended::default(),
         };
+        drill::reached("ingest.delivered");
         let items = incoming.items.count();
         Ok(Logged {
             items,
@@ -291,7 +296,7 @@ impl<F: FindOutcomes> Ingest<F> {
             batch: identity.batch,
             appended_items: logged.appended_items,
             appended: logged.appended.clone(),
-            target: target.receipt_name().map(str::to_owned),
+            target: target.in_receipt(logged.appended_items),
         };
         let taken = Taken {
             target,
@@ -317,17 +322,32 @@ impl<F: FindOutcomes> Ingest<F> {
             answer: answer.clone(),
         };
         let recorded = self.ledger.record(&record).await;
+        drill::reached("ingest.recorded");
         if let Some(claim) = claim {
             claim.finish();
         }
         match (recorded, answer) {
-            (Ok(stored), Some(answer)) => Outcome::Answered(stored.unwrap_or(answer), false),
+            (Ok(standing), Some(answer)) => Outcome::Answered(standing.answer.unwrap_or(answer), false),
+            // Somebody else appended it too, and was first: because a gateway slept through its lease, or the claim was
+            // skipped. What that one recorded is what everybody is told, for ever.
+            (
+                Ok(Standing {
+                    answer: Some(answer), ..
+                }),
+                None,
+            ) => Outcome::Answered(answer, true),
+            (
+                Ok(Standing {
+                    receipt: Some(receipt),
+                    ..
+                }),
+                None,
+            ) if receipt != taken.receipt => self.resume(post, taken.identity, receipt, arrival).await,
             (Ok(_), None) => Outcome::Open(taken),
-            (Err(_), answer) => {
+            // Nobody can say the same again before it is noted, not even where nothing reached the log.
+            (Err(_), _) => {
                 self.ledger.record_later(record);
-                answer.map_or(Outcome::Unrecorded(taken), |answer| {
-                    Outcome::Answered(answer, false)
-                })
+                Outcome::Unrecorded(taken)
             }
         }
     }

@@ -193,6 +193,40 @@ async fn an_ended_lease_is_taken_over_and_appends_the_same_events() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn two_that_appended_one_batch_tell_of_the_record_that_came_first() {
+    let fixture = fixture_of(places(), |_, (_, producer)| linger(producer, "3000")).await;
+    let fixture = Arc::new(fixture);
+    fixture.told.applied(3);
+    let post = || {
+        let fixture = fixture.clone();
+        tokio::spawn(async move { fixture.post(&batch(3), &[("prefer", "wait=20"), KEY]).await })
+    };
+    let slept = post();
+    until_claimed(&fixture).await;
+    let sql = "UPDATE idempotency_records SET lease_until = now() - '1 s'::interval";
+    fixture
+        .db
+        .batch_execute(sql)
+        .await
+        .expect("slept through its lease");
+    let took_over = post();
+    let both_appended = async {
+        while fixture.log().await.len() < 6 {
+            tokio::time::sleep(Duration::from_millis(20)).await;
+        }
+    };
+    tokio::time::timeout(Duration::from_secs(15), both_appended)
+        .await
+        .expect("both append it");
+    fixture.project().await;
+    let (slept, took_over) = (slept.await.expect("no panic"), took_over.await.expect("no panic"));
+    assert_eq!((slept.status().as_u16(), took_over.status().as_u16()), (200, 200));
+    assert_eq!(slept.body(), took_over.body(), "the receipt is in it");
+    let again = fixture.post(&batch(3), &[KEY]).await;
+    assert_eq!((again.status().as_u16(), again.body()), (200, slept.body()));
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn after_its_time_a_key_is_as_if_it_had_never_been() {
     let fixture = fixture().await;
     fixture.post(&batch(2), &[NOW, KEY]).await;

@@ -22,14 +22,15 @@ pub enum ProjectorError {
 }
 
 impl ProjectorError {
-    /// Whether the data is what Postgres refuses, so that trying the same again cannot help (classes 22 and 23).
+    /// Whether the data is what Postgres refuses, so that trying the same again cannot help: a value (class 22), a
+    /// constraint (23), or more than a row or an index holds (54).
     pub fn is_data(&self) -> bool {
         let ProjectorError::Postgres(error) = self else {
             return false;
         };
         error
             .code()
-            .is_some_and(|code| code.code().starts_with("22") || code.code().starts_with("23"))
+            .is_some_and(|code| ["22", "23", "54"].contains(&&code.code()[..2]))
     }
 
     /// Whether the same may succeed later.

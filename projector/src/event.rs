@@ -8,11 +8,14 @@ use sha2::{Digest, Sha256};
 use std::sync::Arc;
 use tidelog_events::domain::{Domain, Registry};
 use tidelog_events::envelope::{EnvelopeError, Event};
-use tidelog_events::item::Operation;
+use tidelog_events::item::{Operation, item_key, record_key};
 use tidelog_events::json::{hash_content, hash_simple_content};
 use tidelog_events::position::Place;
 use tidelog_events::resolution::Resolution;
 use uuid::Uuid;
+
+/// The member that says when the device did it, where an item of a domain's own batch says so.
+const CLIENT_TIMESTAMP: &str = "client_timestamp";
 
 /// An event with its value, its place and the log's time.
 #[derive(Debug, Clone)]
@@ -21,7 +24,7 @@ pub struct Arrived {
     pub event: Event,
     /// Its domain.
     pub domain: Arc<Domain>,
-    /// The item.
+    /// The item, with the device's own time where a header holds that.
     pub item: Doc,
     /// What tells the same item from another (DOMAINS: the same item).
     pub content: Uuid,
@@ -79,7 +82,7 @@ impl Arrived {
             .filter(|domain| domain.topic == topic)
             .cloned();
         let domain = domain.ok_or_else(|| Unreadable::WrongTopic(event.table.clone()))?;
-        let item = match serde_json::from_slice(value.unwrap_or_default()) {
+        let mut item = match serde_json::from_slice(value.unwrap_or_default()) {
             Ok(Value::Object(item)) => item,
             Ok(_) => return Err(Unreadable::Value("it is something else".into())),
             Err(error) => return Err(Unreadable::Value(error.to_string())),
@@ -111,6 +114,10 @@ impl Arrived {
         let resolution = resolves.then(|| Resolution::read(&item)).transpose();
         let resolution = resolution.map_err(Unreadable::Resolution)?;
         let content = content_of(&event, value.unwrap_or_default(), &item);
+        // From here on it is an item like any other: its document has its time, and not that of an earlier change.
+        if let Some(time) = &event.client_time {
+            item.insert(CLIENT_TIMESTAMP.into(), time.as_str().into());
+        }
         Ok(Arrived {
             event,
             domain,
@@ -121,6 +128,16 @@ impl Arrived {
             place,
             log_time,
         })
+    }
+
+    /// The key that it has to have on its topic: another one would lie in another partition, and a record's history is
+    /// one partition.
+    pub fn topic_key(&self) -> String {
+        match (self.domain.is_entity(), self.parent) {
+            (true, Some(parent)) => record_key(&self.event.tenant, &parent.to_string()),
+            (true, None) => record_key(&self.event.tenant, &self.event.subject),
+            (false, _) => item_key(&self.event.tenant, &self.event.subject),
+        }
     }
 
     /// The record that it is about.

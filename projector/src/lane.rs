@@ -18,6 +18,7 @@ use std::collections::{BTreeMap, HashMap};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 use tidelog_events::domain::Registry;
+use tidelog_events::drill;
 use tokio::sync::{Notify, mpsc, oneshot, watch};
 use tokio_postgres::Config;
 
@@ -244,6 +245,7 @@ impl Lane {
 
     /// Reads, loads and folds a chunk; none where it moves nothing.
     async fn prepare(&mut self, records: &[OwnedMessage]) -> Result<Option<Folded>, ProjectorError> {
+        drill::reached("project.fetched");
         let chunk = self.reader().read(records, &self.owned);
         self.publish_dead(&chunk.dead).await?;
         if chunk.moves.is_empty() {
@@ -270,7 +272,9 @@ impl Lane {
             let session = connected(&mut self.session, &self.parts.database).await?;
             world.absorb(load(session, &registry, &later).await?);
         }
+        drill::reached("project.loaded");
         let results = fold_chunk(&registry, &mut world, &chunk.events);
+        drill::reached("project.folded");
         Ok(Some(Folded {
             chunk,
             world,

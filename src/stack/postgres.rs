@@ -94,7 +94,8 @@ impl Postgres {
             format!("port={port}"),
             "unix_socket_directories=".to_owned(),
             "shared_buffers=128MB".to_owned(),
-            "max_connections=200".to_owned(),
+            // A service has some thirty, and the end-to-end tests keep a service a file at once.
+            "max_connections=500".to_owned(),
             // Log lines that are looked for are English whatever the cluster was made with.
             "lc_messages=C".to_owned(),
         ];

@@ -125,12 +125,24 @@ async fn work(phone: Phone, seed: u64, answered: Arc<AtomicUsize>) -> Vec<Told> 
         let entries: Vec<String> = (0..ITEMS)
             .map(|_| item(&mut dice, &mut versions, number).to_string())
             .collect();
-        let body = phone.batch(&entries);
         let key = format!("\"{}-{number}-{}\"", phone.user, Uuid::new_v4());
-        let answer = answer_for_good(&phone, &key, &body).await;
+        // Every fourth batch is a mixed one.
+        let (path, body, lists) = match number % 4 {
+            3 => (
+                "sync/batch",
+                phone.mixed(&entries.iter().map(as_mixed).collect::<Vec<_>>()),
+                &["results"][..],
+            ),
+            _ => (
+                "helpdesk/sync",
+                phone.batch(&entries),
+                &["synced_items", "conflicts", "errors"][..],
+            ),
+        };
+        let answer = answer_for_good(&phone, path, &key, &body).await;
         answered.fetch_add(1, Ordering::SeqCst);
         let batch = answer["batch_id"].as_str().expect("a batch id").to_owned();
-        for list in ["synced_items", "conflicts", "errors"] {
+        for list in lists {
             for entry in answer[list].as_array().expect("a list") {
                 let id: Uuid = entry["mobile_id"]
                     .as_str()
@@ -177,13 +189,35 @@ fn item(dice: &mut Dice, versions: &mut Vec<(Uuid, i64)>, number: usize) -> Valu
     }
 }
 
+/// The same item in the envelope of a mixed batch.
+fn as_mixed(item: &String) -> String {
+    let Ok(Value::Object(mut data)) = serde_json::from_str(item) else {
+        panic!("no object: {item}")
+    };
+    let mut envelope = json!({ "entity_type": "ticket" });
+    for name in ["mobile_id", "version", "client_timestamp"] {
+        envelope[name] = data.remove(name).expect("a member");
+    }
+    envelope["operation"] = match (data.remove("sync_status"), &envelope["version"]) {
+        (Some(_), _) => "delete",
+        (None, version) if *version == 0 => "create",
+        _ => "update",
+    }
+    .into();
+    if !data.is_empty() {
+        envelope["data"] = Value::Object(data);
+    }
+    envelope.to_string()
+}
+
 /// Sends a batch under one key until the answer is final. Sometimes the connection is gone, sometimes the key is still
 /// held by a gateway that was killed, sometimes outcomes are pending.
-async fn answer_for_good(phone: &Phone, key: &str, body: &str) -> Value {
+async fn answer_for_good(phone: &Phone, path: &str, key: &str, body: &str) -> Value {
     let deadline = Instant::now() + PATIENCE;
+    let path = format!("/api/v1/{path}");
     let headers = [("idempotency-key", key), ("prefer", "wait=5")];
     while Instant::now() < deadline {
-        let sent = phone.try_send(Method::POST, "/api/v1/helpdesk/sync", &headers, body.to_owned());
+        let sent = phone.try_send(Method::POST, &path, &headers, body.to_owned());
         // A gateway that is killed may leave the connection open and silent.
         match tokio::time::timeout(Duration::from_secs(15), sent).await {
             Ok(Ok(answer)) if answer.status == 200 => return answer.json(),

@@ -116,6 +116,16 @@ fn cases() -> Vec<Case> {
             "escalated_at",
             "rfc3339",
         ),
+        case(
+            "a date of more digits than a time has",
+            "work-orders",
+            &format!(
+                r#"{{"mobile_id":"ID","description":"Replace the seal","scheduled_start":"2026-03-01T10:00:00.{}Z"}}"#,
+                "1".repeat(200)
+            ),
+            "scheduled_start",
+            "rfc3339",
+        ),
         flaw(
             "a date that is a number",
             r#""escalated_at":1772272800"#,

@@ -3,9 +3,12 @@
 use serde_json::json;
 use uuid::Uuid;
 
+use crate::support::items::mixed;
 use crate::support::kafka::read_topic;
 use crate::support::phone::{Phone, Replica, tenant};
 use crate::support::service::{Deployment, Service};
+
+use super::mixed_items::{done, told};
 
 const INSPECTIONS: &str = r#"# Inspections of fire equipment.
 domain = "inspections"
@@ -34,7 +37,7 @@ begun_at = { type = "datetime" }
 done_at = { type = "datetime", column = true }
 "#;
 
-fn deployment_with(name: &str, file: &str, text: &str) -> Deployment {
+pub(super) fn deployment_with(name: &str, file: &str, text: &str) -> Deployment {
     let deployment = Deployment::new(name);
     let folder = deployment.dir.join("domains");
     std::fs::create_dir_all(&folder).expect("a folder");
@@ -124,6 +127,55 @@ async fn a_domain_of_a_users_own_works_the_whole_way() {
     assert_eq!(status["lag"], 0, "{status}");
 }
 
+#[tokio::test(flavor = "multi_thread")]
+async fn a_domain_of_a_users_own_takes_part_by_its_entity_type() {
+    let named = INSPECTIONS.replace("kind = ", "entity_type = \"inspection\"\nkind = ");
+    let unnamed = INSPECTIONS.replace("inspections", "audits");
+    let deployment = deployment_with("own-mixed", "inspections.toml", &named);
+    std::fs::write(deployment.dir.join("domains/audits.toml"), unnamed).expect("a file");
+    let service = Service::of(deployment);
+    let phone = Phone::new(&service.deployment, &tenant("own"), "asha");
+    let id = Uuid::new_v4();
+    let results = phone
+        .results(&[
+            mixed("inspection", "create", id, 0, r#"{"place":"Stairwell B"}"#),
+            mixed("audit", "create", id, 0, r#"{"place":"Stairwell B"}"#),
+            mixed("audits", "create", id, 0, r#"{"place":"Stairwell B"}"#),
+            mixed("inspection", "update", id, 0, r#"{"score":101}"#),
+            mixed(
+                "ticket",
+                "create",
+                Uuid::new_v4(),
+                0,
+                r#"{"ticketdesc":"Of a domain that ships"}"#,
+            ),
+        ])
+        .await;
+    let unknown = || ("error", None, "VALIDATION_ERROR entity_type enum".to_owned());
+    let all: Vec<_> = results.iter().map(told).collect();
+    assert_eq!(
+        all,
+        [
+            done("created", 1),
+            unknown(),
+            unknown(),
+            ("error", None, "VALIDATION_ERROR data.score max".into()),
+            done("created", 1)
+        ]
+    );
+    let known = results[1]["error_message"].as_str().expect("a message");
+    assert!(known.ends_with("ticket, journal, inspection"), "{known}");
+    assert_eq!(results[0]["entity_type"], "inspection");
+    assert_eq!(
+        phone
+            .record("inspections", &id.to_string())
+            .await
+            .expect(200)
+            .json()["place"],
+        "Stairwell B"
+    );
+}
+
 #[test]
 fn check_domain_names_the_lines_of_defects() {
     let deployment = Deployment::new("check");
@@ -184,6 +236,27 @@ fn check_domain_names_the_lines_of_defects() {
             "int",
         ),
         ("toml.toml", INSPECTIONS.replace("[fields]", "[fields"), 20, ""),
+        (
+            "name.toml",
+            INSPECTIONS.replace("kind =", "entity_type = \"An inspection\"\nkind ="),
+            3,
+            "entity_type must begin with a-z",
+        ),
+        (
+            "telemetry.toml",
+            INSPECTIONS.replace(
+                "kind = \"entity\"",
+                "entity_type = \"visit\"\nkind = \"telemetry\"\nidentity = [\"place\"]",
+            ),
+            3,
+            "entity_type is for entities without a parent",
+        ),
+        (
+            "taken.toml",
+            INSPECTIONS.replace("kind =", "entity_type = \"ticket\"\nkind ="),
+            1,
+            "entity_type is taken by the domain \"helpdesk\"",
+        ),
         (
             "clash.toml",
             INSPECTIONS.replace("\"inspections\"", "\"helpdesk\""),

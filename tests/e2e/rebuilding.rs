@@ -12,10 +12,8 @@ use uuid::Uuid;
 use crate::support::eventually;
 use crate::support::items::ticket;
 use crate::support::phone::{Phone, tenant};
+use crate::support::projection::{next_offsets, projection};
 use crate::support::service::{Deployment, Service};
-
-/// What only a gateway writes: notes of batches, and the keys of batches.
-const GATEWAYS: [&str; 2] = ["batches", "refinery_schema_history"];
 
 /// People of a tenant that decides conflicts by one policy.
 struct Crew {
@@ -293,45 +291,6 @@ async fn the_rest(deployment: &Deployment) {
             json!({"mobile_id": id, "version": 3, "ticketdesc": "The lift is stuck once more"}),
         )
         .await;
-}
-
-/// Every row of every table that the projection writes, with everything in it but who wrote it and when.
-async fn projection(deployment: &Deployment) -> BTreeMap<String, Vec<String>> {
-    let db = deployment.db().await;
-    let tables = db
-        .rows(
-            "SELECT relname::text FROM pg_class WHERE relnamespace = $1::text::regnamespace AND relkind = 'r'",
-            &[&deployment.schema],
-        )
-        .await;
-    let mut all = BTreeMap::new();
-    for table in tables {
-        let name: String = table.get(0);
-        if GATEWAYS.contains(&name.as_str()) {
-            continue;
-        }
-        let (without, whose) = match name.as_str() {
-            "positions" => (
-                "- '{epoch,owner,applied_through,end_offset,updated_at}'::text[]",
-                "",
-            ),
-            "idempotency_records" => ("", "WHERE scope = 'item'"),
-            _ => ("", ""),
-        };
-        let sql = format!("SELECT (to_jsonb(t) {without})::text FROM \"{name}\" t {whose} ORDER BY 1");
-        let rows = db.rows(&sql, &[]).await;
-        all.insert(name, rows.iter().map(|row| row.get(0)).collect());
-    }
-    all
-}
-
-async fn next_offsets(deployment: &Deployment) -> Vec<Value> {
-    let db = deployment.db().await;
-    db.objects(
-        "SELECT topic, partition, next_offset FROM positions ORDER BY topic, partition",
-        &[],
-    )
-    .await
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -7,7 +7,7 @@ use serde_json::{Value, json};
 use uuid::Uuid;
 
 use crate::support::http::Answer;
-use crate::support::items::{id_of, tickets};
+use crate::support::items::{id_of, mixed, tickets};
 use crate::support::phone::{Phone, tenant};
 use crate::support::proxy::Proxy;
 use crate::support::service::Deployment;
@@ -127,6 +127,77 @@ async fn batches_are_accepted_applied_later_and_their_receipts_resolve() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn a_mixed_batch_is_accepted_and_its_sealed_receipt_resolves_in_its_form() {
+    let (direct, through, proxy) = cuttable("pg-mixed");
+    let _project = direct.start("project");
+    let ingest = through.start_listening("ingest", "/readyz");
+    let phone = Phone::new(&through, &tenant("mixed"), "asha");
+    let (ticket, task) = (Uuid::new_v4(), Uuid::new_v4());
+    let items = [
+        mixed("task", "create", task, 0, r#"{"jobdesc":"Check the pumps"}"#),
+        mixed(
+            "ticket",
+            "create",
+            ticket,
+            0,
+            r#"{"ticketdesc":"The lift is stuck"}"#,
+        ),
+        mixed("lorry", "create", Uuid::new_v4(), 0, "{}"),
+        mixed("ticket", "update", ticket, 0, r#"{"comments":"Since noon"}"#),
+    ];
+    let key = Uuid::new_v4().to_string();
+    proxy.cut();
+    let answer = phone.post_mixed(&key, &items).await.expect(202);
+    let told = answer.json();
+    assert_eq!(told["status"], "accepted", "{told}");
+    assert_eq!(told["results"].as_array().map(Vec::len), Some(1), "{told}");
+    assert_eq!(
+        told["results"][0]["index"], 2,
+        "what the gateway refused is known already"
+    );
+    let location = answer.header("location").expect("a Location").to_owned();
+
+    // This gateway will never note it down: all that is left of the batch is the log and the receipt.
+    ingest.kill9();
+    proxy.mend();
+    let _ingest = direct.start_listening("ingest", "/readyz");
+    let resolved = eventually("the receipt resolves", async || {
+        let answer = phone.get(&location).await.expect(200).json();
+        (answer["status"] == "complete").then_some(answer)
+    })
+    .await;
+    let entry = |index: usize, id: Uuid, entity_type: &str, status: &str, version: i64| json!({"index": index, "mobile_id": id, "entity_type": entity_type, "status": status, "server_version": version});
+    assert_eq!(
+        resolved["results"],
+        json!([
+            entry(0, task, "task", "created", 1),
+            entry(1, ticket, "ticket", "created", 1),
+            entry(3, ticket, "ticket", "updated", 2),
+        ])
+    );
+    // A phone that lost the receipt tries again: another append of the same events, and the whole answer.
+    let last = eventually("the final answer", async || {
+        let answer = phone.post_mixed(&key, &items).await;
+        (answer.status == 200).then(|| answer.json())
+    })
+    .await;
+    let results = last["results"].as_array().expect("results");
+    assert_eq!(
+        (results.len(), &results[2]["status"]),
+        (4, &json!("error")),
+        "{last}"
+    );
+    for told in resolved["results"].as_array().expect("results") {
+        assert!(results.contains(told), "{last}");
+    }
+    let db = direct.db().await;
+    for (table, changes) in [("activity_changes", 1), ("helpdesk_changes", 2)] {
+        let sql = format!("SELECT count(*) FROM {table} WHERE tenant_id = $1");
+        assert_eq!(db.count(&sql, &[&phone.tenant]).await, changes, "{table}");
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn a_postgres_that_falls_silent_is_not_waited_for() {
     let (direct, through, proxy) = cuttable("pg-silent");
     let _serve = through.start_listening("serve", "/readyz");
@@ -211,4 +282,35 @@ async fn a_wire_that_breaks_now_and_then_loses_and_repeats_nothing() {
         told.iter()
             .any(|item| item["mobile_id"] == id_of(&entries[0]).as_str())
     }));
+}
+
+/// Nothing of it reached the log, and nobody could note it: told for good would be told otherwise the next time.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_batch_of_which_nothing_may_pass_is_final_once_it_can_be_noted() {
+    let (_direct, through, proxy) = cuttable("pg-refused");
+    let _serve = through.start_listening("serve", "/readyz");
+    let phone = Phone::new(&through, &tenant("refused"), "asha");
+    phone.post("helpdesk", &tickets(1)).await.expect(200);
+
+    proxy.cut();
+    let bad = [
+        json!({"mobile_id": Uuid::new_v4(), "ticketdesc": "The lift is stuck again", "priority": "URGENT"})
+            .to_string(),
+    ];
+    let key = Uuid::new_v4().to_string();
+    let told = phone.post_keyed("helpdesk", &key, &bad).await.expect(202).json();
+    assert_eq!(told["errors"][0]["field"], "priority", "{told}");
+    proxy.mend();
+    let answer = final_answer(&phone, &key, &bad).await;
+    assert_eq!(phone.post_keyed("helpdesk", &key, &bad).await.body, answer.body);
+    let path = format!(
+        "/api/v1/sync/batches/{}",
+        told["receipt"].as_str().expect("a receipt")
+    );
+    let resolved = phone.get(&path).await.expect(200).json();
+    assert_eq!(
+        (&resolved["status"], &resolved["errors"]),
+        (&json!("complete"), &told["errors"]),
+        "{resolved}"
+    );
 }

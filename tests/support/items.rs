@@ -288,3 +288,19 @@ pub(crate) fn id_of(item: &str) -> String {
     let item: Value = serde_json::from_str(item).expect("an item");
     item["mobile_id"].as_str().expect("an id").to_owned()
 }
+
+/// An item of a mixed batch, its data in whatever spelling.
+pub(crate) fn mixed(entity_type: &str, operation: &str, id: Uuid, version: i64, data: &str) -> String {
+    format!(
+        r#"{{"mobile_id":"{id}","entity_type":"{entity_type}","operation":"{operation}","version":{version},"data":{data}}}"#
+    )
+}
+
+/// The domains that take mixed batches, by the type of their items.
+pub(crate) const ENTITY_TYPES: [(&str, &str); 5] = [
+    ("task", "activity"),
+    ("work_order", "work-orders"),
+    ("attendance", "attendance"),
+    ("ticket", "helpdesk"),
+    ("journal", "journal"),
+];

@@ -81,7 +81,8 @@ fn record(line: &str) -> Record {
             .chunks(2)
             .map(|pair| (pair[0].clone(), pair[1].clone()))
             .collect(),
-        value: text("payload"),
+        // A tombstone has none.
+        value: shown["payload"].as_str().unwrap_or_default().to_owned(),
     }
 }
 

@@ -11,6 +11,7 @@ pub(crate) mod kafka;
 pub(crate) mod own_stack;
 pub(crate) mod phone;
 pub(crate) mod process;
+pub(crate) mod projection;
 pub(crate) mod proxy;
 pub(crate) mod service;
 pub(crate) mod stack;

@@ -86,6 +86,35 @@ impl Phone {
         }
     }
 
+    /// The body of a mixed batch.
+    pub(crate) fn mixed<T: AsRef<str>>(&self, items: &[T]) -> String {
+        let items: Vec<&str> = items.iter().map(AsRef::as_ref).collect();
+        format!(
+            r#"{{"client_id":"{}","items":[{}]}}"#,
+            self.device,
+            items.join(",")
+        )
+    }
+
+    /// Posts a body as a mixed batch.
+    pub(crate) async fn send_mixed(&self, headers: &[(&str, &str)], body: impl Into<Bytes>) -> Answer {
+        self.send(Method::POST, "/api/v1/sync/batch", headers, body).await
+    }
+
+    /// Posts a mixed batch under a key and waits for its final answer.
+    pub(crate) async fn post_mixed<T: AsRef<str>>(&self, key: &str, items: &[T]) -> Answer {
+        let headers = [("prefer", "wait=30"), ("idempotency-key", key)];
+        self.send_mixed(&headers, self.mixed(items)).await
+    }
+
+    /// Posts a mixed batch under a new key; answers its results.
+    pub(crate) async fn results<T: AsRef<str>>(&self, items: &[T]) -> Vec<Value> {
+        let answer = self.post_mixed(&Uuid::new_v4().to_string(), items).await;
+        let answer = answer.expect(200).json();
+        assert_eq!(answer["status"], "complete", "{answer}");
+        answer["results"].as_array().expect("results").clone()
+    }
+
     pub(crate) async fn send_batch(
         &self,
         domain: &str,

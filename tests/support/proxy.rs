@@ -4,6 +4,7 @@
 use std::io::{Read, Write};
 use std::net::{Shutdown, TcpListener, TcpStream};
 use std::sync::{Arc, Mutex};
+use std::time::Duration;
 
 /// The proxy; it ends with the process.
 pub(crate) struct Proxy {
@@ -25,6 +26,8 @@ enum State {
     Cut,
     /// Connections stay, nothing goes through.
     Silent,
+    /// Each part of a conversation takes so much longer.
+    Slow(Duration),
 }
 
 impl Proxy {
@@ -63,6 +66,11 @@ impl Proxy {
         self.wire.lock().expect("no panic").state = State::Silent;
     }
 
+    /// Delays whatever goes through, a part at a time.
+    pub(crate) fn slow(&self, delay: Duration) {
+        self.wire.lock().expect("no panic").state = State::Slow(delay);
+    }
+
     /// Lets new connections through; those that were silenced go on too.
     pub(crate) fn mend(&self) {
         self.wire.lock().expect("no panic").state = State::Whole;
@@ -92,8 +100,12 @@ fn pump(mut from: TcpStream, mut to: TcpStream, wire: &Mutex<Wire>) {
     let _ = (from.set_nodelay(true), to.set_nodelay(true));
     let mut buffer = [0; 16 * 1024];
     while let Ok(length @ 1..) = from.read(&mut buffer) {
-        while wire.lock().expect("no panic").state == State::Silent {
-            std::thread::sleep(std::time::Duration::from_millis(10));
+        let state = || wire.lock().expect("no panic").state;
+        if let State::Slow(delay) = state() {
+            std::thread::sleep(delay);
+        }
+        while state() == State::Silent {
+            std::thread::sleep(Duration::from_millis(10));
         }
         if to.write_all(&buffer[..length]).is_err() {
             break;

@@ -258,8 +258,15 @@ pub fn canonical_value<'a>(values: &'a [String], case: Case, text: &str) -> Opti
         .map(String::as_str)
 }
 
-/// An RFC 3339 time that Postgres takes too: years 1 to 9999, an offset below 16 hours.
+/// The longest time: RFC 3339 bounds the digits of a second by nothing, Postgres reads 128 characters, and a header as
+/// long as a body is one that the log refuses, with all that was sent beside it.
+const MAX_DATETIME_BYTES: usize = 64;
+
+/// An RFC 3339 time that Postgres takes too: years 1 to 9999, an offset below 16 hours, 64 characters at most.
 pub fn parse_datetime(text: &str) -> Option<DateTime<Utc>> {
+    if text.len() > MAX_DATETIME_BYTES {
+        return None;
+    }
     let time = DateTime::parse_from_rfc3339(text).ok()?;
     let utc = time.with_timezone(&Utc);
     let in_range = (1..=9999).contains(&time.year()) && (1..=9999).contains(&utc.year());
@@ -372,6 +379,16 @@ mod tests {
         );
         assert_eq!(rule(FieldType::Strings, r#"["a",1]"#).as_deref(), Some("strings"));
         assert_eq!(rule(FieldType::Object, "[]").as_deref(), Some("object"));
+    }
+
+    #[test]
+    fn a_time_has_no_more_digits_than_a_header_and_a_column_hold() {
+        let of = |digits: usize| parse_datetime(&format!("2026-03-01T10:00:00.{}+05:30", "1".repeat(digits)));
+        assert_eq!(
+            of(38).map(|time| time.timestamp_subsec_nanos()),
+            Some(111_111_111)
+        );
+        assert_eq!(of(39), None);
     }
 
     #[test]

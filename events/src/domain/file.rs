@@ -235,6 +235,7 @@ impl Check<'_> {
         });
         self.topic(&file.topic);
         let entity = *file.kind.get_ref() == FileKind::Entity;
+        self.entity_type(&file, entity);
         let fields = self.fields(&file.fields);
         let names = Names { fields: &fields };
         let policy = self.policy(file.policy.as_ref());
@@ -330,6 +331,20 @@ impl Check<'_> {
                 format!(
                     "{what} must begin with a-z and hold 1 to 40 of a-z, 0-9 and a separator; found {text:?}"
                 ),
+            );
+        }
+    }
+
+    /// A mixed item names its record by `mobile_id` alone, which neither telemetry nor a child is found by.
+    fn entity_type(&mut self, file: &File, entity: bool) {
+        let Some(entity_type) = &file.entity_type else {
+            return;
+        };
+        self.name(entity_type, "entity_type", |b| b == b'_' || b == b'-');
+        if !entity || file.parent.is_some() {
+            self.defect(
+                entity_type,
+                "entity_type is for entities without a parent: mixed batches take no others",
             );
         }
     }

@@ -167,7 +167,8 @@ pub struct Domain {
     pub name: String,
     /// The table's name; the feed is `<table>_changes`.
     pub table: String,
-    /// What one record is called: the `entity_type` of mixed batches; absent where these do not take it.
+    /// What one record is called: the `entity_type` of mixed batches (`POST /api/v1/sync/batch`); absent where these do
+    /// not take it, as in telemetry and in domains with a parent. No two domains share one.
     pub entity_type: Option<String>,
     /// Entity or telemetry.
     pub kind: Kind,

@@ -224,7 +224,7 @@ where
     let clock = Box::pin(tokio::time::sleep_until(Instant::now() + limits.header_timeout));
     let mut timed = Timed {
         conn,
-        meter,
+        meter: meter.clone(),
         clock,
         limits,
     };
@@ -239,7 +239,7 @@ where
             served = &mut timed => break served,
             // Without a sender the server is gone, so there is no one to serve for.
             changed = stage.changed() => if changed.is_err() { return End::Cut },
-            () = timed.meter.asked_to_go() => match timed.meter.waits() {
+            () = meter.asked_to_go() => match meter.waits() {
                 Some(_) => return End::MadeRoom,
                 // A request has come in between: it is answered first.
                 None => Pin::new(&mut timed.conn).graceful_shutdown(),
@@ -256,15 +256,15 @@ where
     };
     // A 431 or a 400 of hyper's own leaves bytes unread too.
     let unparsed = served.is_some_and(|served| served.is_err_and(|error| error.is_parse()));
-    let unread = timed.meter.ended();
+    let unread = meter.ended();
     if let Some(parts) = timed.conn.into_parts()
         && (unread || unparsed)
     {
         let mut socket = parts.io.into_inner();
-        timed.meter.lingers();
+        meter.lingers();
         tokio::select! {
             () = linger(&mut socket, LINGER) => {}
-            () = timed.meter.asked_to_go() => {}
+            () = meter.asked_to_go() => {}
             _ = stage.wait_for(|stage| *stage == Stage::Cut) => {}
         }
     }

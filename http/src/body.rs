@@ -377,7 +377,11 @@ mod tests {
         let problem = dripping(std::iter::repeat_n(1, 100_000)).await.unwrap_err();
         assert_eq!(problem.status().as_u16(), 408);
         assert!(problem.to_string().contains("512 bytes a second"), "{problem}");
-        assert!(begun.elapsed() <= Duration::from_secs(30), "{:?}", begun.elapsed());
+        assert!(
+            begun.elapsed() <= Duration::from_secs(30),
+            "{:?}",
+            begun.elapsed()
+        );
         // What it sent before does not buy it more time.
         let sizes = std::iter::once(1 << 20).chain(std::iter::repeat_n(1, 100_000));
         assert_eq!(dripping(sizes).await.unwrap_err().status().as_u16(), 408);

@@ -158,9 +158,9 @@ impl AsyncRead for Socket {
         let read = Pin::new(&mut self.stream).poll_read(cx, buf);
         match &read {
             Poll::Ready(Ok(())) if buf.filled().len() > before => self.meter.received(),
-            // hyper would take it for the end of the connection, and drop the request with its answer. Nothing wakes
-            // this read again, and nothing has to: hyper reads on once it has answered, and the clock is set.
-            Poll::Ready(Ok(())) if self.meter.half_closed() => return Poll::Pending,
+            // hyper would take it for the end of the connection, and drop the request with its answer. The meter wakes
+            // this read again when the request has ended.
+            Poll::Ready(Ok(())) if self.meter.half_closed(cx.waker()) => return Poll::Pending,
             _ => {}
         }
         read

@@ -82,9 +82,7 @@ impl Door {
 
 /// The bytes of a 503.
 fn refusal(detail: &str) -> Bytes {
-    let response: Response<Bytes> = Problem::unavailable(detail.to_owned(), 1)
-        .closing()
-        .to_response();
+    let response: Response<Bytes> = Problem::unavailable(detail.to_owned(), 1).closing().to_response();
     let mut text = b"HTTP/1.1 503 Service Unavailable\r\n".to_vec();
     for (name, value) in response.headers() {
         text.extend_from_slice(name.as_str().as_bytes());

@@ -224,8 +224,9 @@ mod tests {
     #[test]
     fn a_stream_that_never_says_anything_ends() {
         let empty = gzip(b"");
-        let parts =
-            futures_util::stream::repeat_with(|| Ok::<_, io::Error>(Frame::data(Bytes::from(empty.repeat(100)))));
+        let parts = futures_util::stream::repeat_with(|| {
+            Ok::<_, io::Error>(Frame::data(Bytes::from(empty.repeat(100))))
+        });
         let body = Decoded::gzip(StreamBody::new(Box::pin(parts)));
         let error = body.collect().now_or_never().unwrap().unwrap_err();
         assert!(error.is::<Padded>(), "{error}");

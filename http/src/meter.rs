@@ -4,6 +4,7 @@
 //! connection that can make room for another. Must not know of sockets or requests.
 
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::task::Waker;
 use std::time::Duration;
 
 use tokio::sync::Notify;
@@ -29,6 +30,8 @@ struct Gauge {
     unread: bool,
     /// Since when the client has said that nothing more comes.
     half_closed: Option<Instant>,
+    /// Whom to tell when that request has ended.
+    reader: Option<Waker>,
 }
 
 #[derive(Clone, Copy)]
@@ -60,6 +63,7 @@ impl Meter {
                 stalled: None,
                 unread: false,
                 half_closed: None,
+                reader: None,
             }),
             go: Notify::new(),
         })
@@ -88,12 +92,14 @@ impl Meter {
         }
     }
 
-    /// The client has closed its side. Answers whether a whole request of it is still to be answered.
-    pub(crate) fn half_closed(&self) -> bool {
+    /// The client has closed its side. Answers whether a whole request of it is still to be answered; `reader` is woken
+    /// when it has been.
+    pub(crate) fn half_closed(&self, reader: &Waker) -> bool {
         let mut gauge = self.gauge();
         let pending = matches!(gauge.phase, Phase::Busy(_)) && !gauge.unread;
         if pending {
             gauge.half_closed.get_or_insert_with(Instant::now);
+            gauge.reader = Some(reader.clone());
         }
         pending
     }
@@ -161,6 +167,12 @@ pub(crate) struct Busy(Arc<Meter>);
 
 impl Drop for Busy {
     fn drop(&mut self) {
-        self.0.gauge().phase = Phase::Idle(Instant::now());
+        let mut gauge = self.0.gauge();
+        gauge.phase = Phase::Idle(Instant::now());
+        let reader = gauge.reader.take();
+        drop(gauge);
+        if let Some(reader) = reader {
+            reader.wake();
+        }
     }
 }

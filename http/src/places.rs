@@ -146,7 +146,11 @@ impl Places {
                 (awaited == Awaited::Request || lions).then_some((Reverse(count), awaited, since, *id))
             })
             .collect();
-        let limit = if only.is_some() { self.per_address } else { self.limit };
+        let limit = if only.is_some() {
+            self.per_address
+        } else {
+            self.limit
+        };
         let many = (limit / BITE).max(1).min(can_go.len());
         if many < can_go.len() {
             can_go.select_nth_unstable(many);

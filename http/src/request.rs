@@ -24,8 +24,8 @@ use tower_http::compression::{Compression, CompressionLayer};
 use tracing::Instrument;
 
 use crate::connection::{BoxError, Reading, Writing};
-use crate::meter::Meter;
 use crate::gzip::Decoded;
+use crate::meter::Meter;
 use crate::problem::Problem;
 use crate::server::Tally;
 

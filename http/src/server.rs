@@ -162,7 +162,10 @@ where
     drop(entrance);
     report.open_at_shutdown = places.taken();
     stage.send_replace(Stage::Draining);
-    if timeout(limits.shutdown_deadline, places.all_free()).await.is_err() {
+    if timeout(limits.shutdown_deadline, places.all_free())
+        .await
+        .is_err()
+    {
         report.dropped = places.taken();
         tracing::warn!(
             dropped = report.dropped,

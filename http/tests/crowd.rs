@@ -200,7 +200,10 @@ async fn an_address_that_has_all_it_may_have_keeps_nobody_else_out() {
     let refused = crowd.server.connect_from(2).await.answer().await;
     assert_eq!(refused.status, 503);
     let detail = refused.problem()["detail"].to_string();
-    assert!(detail.contains("this address") && detail.contains('2'), "{detail}");
+    assert!(
+        detail.contains("this address") && detail.contains('2'),
+        "{detail}"
+    );
     // Silent ones, far more than are told.
     let mut silent = Vec::new();
     for _ in 0..200 {
@@ -233,7 +236,10 @@ async fn a_client_that_has_closed_its_side_gets_its_answer_and_goes() {
     }
     quick.closed().await;
     // Half a request is none.
-    for half in ["GET /o".to_owned(), head("/body", "content-length: 10\r\n") + "123"] {
+    for half in [
+        "GET /o".to_owned(),
+        head("/body", "content-length: 10\r\n") + "123",
+    ] {
         let mut broken = crowd.server.connect().await;
         broken.send(half).await;
         broken.half_close().await;

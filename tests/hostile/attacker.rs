@@ -137,7 +137,10 @@ pub(crate) fn sockets(wanted: usize) -> usize {
     let mut limit = getrlimit(Resource::Nofile);
     limit.current = limit.maximum;
     setrlimit(Resource::Nofile, limit).expect("a soft limit may be raised to the hard one");
-    let most = limit.maximum.map_or(usize::MAX, |most| most as usize).saturating_sub(300);
+    let most = limit
+        .maximum
+        .map_or(usize::MAX, |most| most as usize)
+        .saturating_sub(300);
     // The service needs as many as the test, and has the same limit.
     let most = most.min(12_000 - 300);
     if most < wanted {

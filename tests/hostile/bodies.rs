@@ -50,7 +50,10 @@ async fn all_get(attacker: Attacker, head: String, part: Vec<u8>, many: usize, a
         let (answer, _) = ended.expect("an answer");
         assert!(allowed.contains(&answer.status), "{answer:?}");
         if answer.status == 503 {
-            assert!(answer.head.to_ascii_lowercase().contains("retry-after"), "{answer:?}");
+            assert!(
+                answer.head.to_ascii_lowercase().contains("retry-after"),
+                "{answer:?}"
+            );
         }
         *seen.entry(answer.status).or_default() += 1;
     }

@@ -34,7 +34,10 @@ fn ten_thousand_idle_connections_cost_little_and_end() {
             });
         }
         let open = Vitals::of(&service.process).handles - before;
-        println!("{many} connections in {:?}; the service holds {open}", begun.elapsed());
+        println!(
+            "{many} connections in {:?}; the service holds {open}",
+            begun.elapsed()
+        );
         // Those that have said nothing may have been cut by now, the others not.
         assert!(open as usize >= many / 2, "{open} of {many} are open");
         for socket in crowd.iter_mut().skip(1).step_by(2) {
@@ -65,11 +68,19 @@ fn a_crowd_beyond_the_limit_keeps_nobody_out() {
         crowd_for(Duration::from_secs(4), Attacker::at(31, deployment), body).await
     };
     let silent = async |deployment: &Deployment| {
-        crowd_for(Duration::from_secs(4), Attacker::at(30, deployment), String::new()).await
+        crowd_for(
+            Duration::from_secs(4),
+            Attacker::at(30, deployment),
+            String::new(),
+        )
+        .await
     };
     for (name, cut) in [
         ("silent crowd", attack("silent crowd", &service, most, silent)),
-        ("crowd with bodies", attack("crowd with bodies", &service, most, bodies)),
+        (
+            "crowd with bodies",
+            attack("crowd with bodies", &service, most, bodies),
+        ),
     ] {
         // Each place that the phone, or another of the crowd, was given.
         println!("{name}: {cut} were cut off or refused");
@@ -139,8 +150,14 @@ fn a_thousand_new_connections_a_second_for_ten_seconds_starve_nobody() {
             (served.load(Ordering::Relaxed) == 5000).then_some(())
         })
         .await;
-        println!("10000 connections in {took:?}, all answered after {:?}", begun.elapsed());
-        assert!(took < Duration::from_secs(15), "{took:?}: the attacker is too slow to be one");
+        println!(
+            "10000 connections in {took:?}, all answered after {:?}",
+            begun.elapsed()
+        );
+        assert!(
+            took < Duration::from_secs(15),
+            "{took:?}: the attacker is too slow to be one"
+        );
     });
 }
 

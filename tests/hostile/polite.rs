@@ -41,7 +41,10 @@ impl Polite {
     /// Begins its day, when it has been answered once.
     pub(crate) async fn start(deployment: &Deployment, name: &str) -> Polite {
         let phone = Phone::new(deployment, &tenant(name), "polite");
-        let answer = phone.post("helpdesk", &[ticket(Uuid::new_v4(), "The first ticket of the day").to_string()]);
+        let answer = phone.post(
+            "helpdesk",
+            &[ticket(Uuid::new_v4(), "The first ticket of the day").to_string()],
+        );
         answer.await.expect(200);
         let done = Arc::new(AtomicBool::new(false));
         let task = tokio::spawn(work(phone, done.clone()));
@@ -62,7 +65,13 @@ async fn work(phone: Phone, done: Arc<AtomicBool>) -> Day {
         let body = phone.batch(&[ticket(id, "A pump is leaking oil").to_string()]);
         let headers = [("prefer", "wait=30")];
         if let Some(answer) = day
-            .note(&phone, Method::POST, "/api/v1/helpdesk/sync", &headers, body.into())
+            .note(
+                &phone,
+                Method::POST,
+                "/api/v1/helpdesk/sync",
+                &headers,
+                body.into(),
+            )
             .await
             && answer["synced_items"][0]["status"] != "created"
         {
@@ -105,7 +114,9 @@ impl Day {
         let mut took = self.took.clone();
         took.sort_unstable();
         let last = took.len().saturating_sub(1);
-        took.get((last as f64 * part) as usize).copied().unwrap_or_default()
+        took.get((last as f64 * part) as usize)
+            .copied()
+            .unwrap_or_default()
     }
 
     /// Whether it was a day like any other.

@@ -2,11 +2,11 @@
 
 use std::time::{Duration, Instant};
 
+use crate::attack;
 use crate::attacker::{Attacker, Socket, post_head};
 use crate::support::phone::{Phone, tenant};
 use crate::support::service::{Deployment, Service};
 use crate::vitals::Cost;
-use crate::attack;
 
 /// What a head has, and what a body has that stops or drips, with time for a busy machine.
 const HEAD: (Duration, Duration) = (Duration::from_secs(10), Duration::from_secs(20));

@@ -1,5 +1,5 @@
 //! What a connection is told for which there is no place: 503 at once, rather than being left hanging, so that its client
-//! can go elsewhere or come back. Must not know how places are given out.
+//! can go elsewhere or come back, or a closed connection where too many come at once. Must not know how places are given out.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -45,18 +45,13 @@ impl Door {
         }
     }
 
-    /// Tells a client that there is no place for it. Gives it back where enough are being told so already and it may
-    /// wait; one whose own address is full must keep no one else waiting, and is hung up on.
-    pub(crate) fn refuse(&mut self, mut stream: TcpStream, full: Full) -> Option<TcpStream> {
-        let slot = match (self.slots.clone().try_acquire_owned(), full) {
-            (Ok(slot), _) => slot,
-            (Err(_), Full::All) => return Some(stream),
-            (Err(_), Full::Address) => {
-                self.refused += 1;
-                return None;
-            }
-        };
+    /// Tells a client that there is no place for it. Where enough are being told so already it is hung up on: kept
+    /// waiting, it would keep those waiting who come after it and for whom there may be a place.
+    pub(crate) fn refuse(&mut self, mut stream: TcpStream, full: Full) {
         self.refused += 1;
+        let Ok(slot) = self.slots.clone().try_acquire_owned() else {
+            return;
+        };
         tracing::debug!(?full, "connection refused: too many are open");
         let refusal = match full {
             Full::All => self.all.clone(),
@@ -76,7 +71,6 @@ impl Door {
             }
             drop(slot);
         });
-        None
     }
 }
 

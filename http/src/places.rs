@@ -21,9 +21,6 @@ const BITE: usize = 64;
 /// How long those who were asked to go have for it before the new one is refused.
 const LEAVING: Duration = Duration::from_secs(1);
 
-/// How often one that waits for a place looks for who could go.
-const ASKING_AGAIN: Duration = Duration::from_millis(100);
-
 /// An address that has more than this part of all places, and this many times what the new one's has, loses even
 /// connections whose body is still on its way.
 const LIONS_SHARE: usize = 8;
@@ -102,21 +99,14 @@ impl Places {
         }
     }
 
-    /// A place as soon as there is one.
-    pub(crate) async fn wait(self: &Arc<Self>, address: Address, meter: &Arc<Meter>) -> Place {
-        loop {
-            let permit = tokio::time::timeout(ASKING_AGAIN, self.free.clone().acquire_owned()).await;
-            match permit {
-                Ok(Ok(permit)) => return self.place(address, meter, permit),
-                // By now there may be one that waits for its client.
-                _ => self.make_room(address, None),
-            };
-        }
-    }
-
     /// Places that are taken.
     pub(crate) fn taken(&self) -> usize {
         self.limit - self.free.available_permits()
+    }
+
+    /// Whether every place is taken.
+    pub(crate) fn full(&self) -> bool {
+        self.free.available_permits() == 0
     }
 
     /// Ready when all places are free.

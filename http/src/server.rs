@@ -7,7 +7,7 @@ use std::io;
 use std::pin::pin;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use hyper::service::service_fn;
 use tokio::net::{TcpListener, TcpStream};
@@ -25,6 +25,9 @@ use crate::request::{self, Requests};
 /// The pause after an accept that failed: from, and doubling to.
 const ACCEPT_PAUSE: Duration = Duration::from_millis(5);
 const LONGEST_ACCEPT_PAUSE: Duration = Duration::from_secs(1);
+
+/// How often the log is told that a limit of connections is met.
+const TELLING_AGAIN: Duration = Duration::from_secs(10);
 
 /// How long connections that were cut are given to be dropped.
 const CUTTING: Duration = Duration::from_secs(1);
@@ -69,7 +72,7 @@ impl Default for Limits {
 pub struct ServeReport {
     /// Connections served.
     pub connections: u64,
-    /// Connections over a limit, answered 503.
+    /// Connections over a limit: answered 503, or closed where too many came at once.
     pub refused: u64,
     /// Connections that waited for their clients and were closed to make room for others.
     pub made_room: u64,
@@ -131,6 +134,7 @@ where
         places: places.clone(),
         pause: ACCEPT_PAUSE,
         accept_errors: 0,
+        told: None,
     };
     let mut shutdown = pin!(shutdown);
 
@@ -189,6 +193,8 @@ struct Entrance {
     door: Door,
     pause: Duration,
     accept_errors: u64,
+    /// When it was last told that a limit is met.
+    told: Option<Instant>,
 }
 
 impl Entrance {
@@ -204,17 +210,33 @@ impl Entrance {
             };
             self.pause = ACCEPT_PAUSE;
             let meter = Meter::new();
-            let (stream, place) = match self.places.take(address, &meter).await {
-                Ok(place) => (stream, place),
-                Err(full) => match self.door.refuse(stream, full) {
-                    None => continue,
-                    // Enough are being told so already: this one waits, and behind it the backlog.
-                    Some(stream) => (stream, self.places.wait(address, &meter).await),
-                },
+            let place = self.places.take(address, &meter).await;
+            if place.is_err() || self.places.full() {
+                self.tell_of_crowd();
+            }
+            let place = match place {
+                Ok(place) => place,
+                Err(full) => {
+                    self.door.refuse(stream, full);
+                    continue;
+                }
             };
             // Answers are written whole: waiting for more to send with them only delays them.
             let _ = stream.set_nodelay(true);
             return (stream, place, meter);
+        }
+    }
+
+    /// Says in the log that a limit is met, not more often than is of use.
+    fn tell_of_crowd(&mut self) {
+        if self.told.is_none_or(|told| told.elapsed() >= TELLING_AGAIN) {
+            self.told = Some(Instant::now());
+            let (open, refused) = (self.places.taken(), self.door.refused);
+            tracing::warn!(
+                open,
+                refused,
+                "a limit of connections is met: idle ones make room, and more are refused"
+            );
         }
     }
 

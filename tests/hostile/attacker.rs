@@ -23,12 +23,11 @@ pub(crate) struct Socket {
     read: Vec<u8>,
 }
 
-/// An answer as bytes: status, head, body.
+/// An answer's status and head.
 #[derive(Debug)]
 pub(crate) struct Answer {
     pub(crate) status: u16,
     pub(crate) head: String,
-    pub(crate) body: String,
 }
 
 impl Attacker {
@@ -94,11 +93,10 @@ impl Socket {
         while self.read.len() < length {
             self.more().await?;
         }
-        let body = self.read.drain(..length).collect::<Vec<_>>();
+        self.read.drain(..length);
         Some(Answer {
             status: head.get(9..12)?.parse().ok()?,
             head,
-            body: String::from_utf8_lossy(&body).into_owned(),
         })
     }
 

@@ -41,11 +41,8 @@ impl Polite {
     /// Begins its day, when it has been answered once.
     pub(crate) async fn start(deployment: &Deployment, name: &str) -> Polite {
         let phone = Phone::new(deployment, &tenant(name), "polite");
-        let answer = phone.post(
-            "helpdesk",
-            &[ticket(Uuid::new_v4(), "The first ticket of the day").to_string()],
-        );
-        answer.await.expect(200);
+        let first = ticket(Uuid::new_v4(), "The first ticket of the day").to_string();
+        phone.post("helpdesk", &[first]).await.expect(200);
         let done = Arc::new(AtomicBool::new(false));
         let task = tokio::spawn(work(phone, done.clone()));
         Polite { done, task }

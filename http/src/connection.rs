@@ -156,12 +156,8 @@ impl AsyncRead for Socket {
     ) -> Poll<io::Result<()>> {
         let before = buf.filled().len();
         let read = Pin::new(&mut self.stream).poll_read(cx, buf);
-        match &read {
-            Poll::Ready(Ok(())) if buf.filled().len() > before => self.meter.received(),
-            // hyper would take it for the end of the connection, and drop the request with its answer. The meter wakes
-            // this read again when the request has ended.
-            Poll::Ready(Ok(())) if self.meter.half_closed(cx.waker()) => return Poll::Pending,
-            _ => {}
+        if buf.filled().len() > before {
+            self.meter.received();
         }
         read
     }
@@ -217,6 +213,8 @@ where
     let conn = http1::Builder::new()
         // Ours is the clock: hyper's gives an idle connection no longer than a head.
         .header_read_timeout(None)
+        // A client that has said all it has to say may still listen; one that is gone is found out by a write.
+        .half_close(true)
         .max_header_size(limits.max_header_bytes)
         .max_buf_size(BUFFER.max(limits.max_header_bytes))
         .serve_connection(TokioIo::new(socket), service)

@@ -4,17 +4,11 @@
 //! connection that can make room for another. Must not know of sockets or requests.
 
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
-use std::task::Waker;
-use std::time::Duration;
 
 use tokio::sync::Notify;
 use tokio::time::Instant;
 
 use crate::server::Limits;
-
-/// How long a client that has closed its side is worked for. It may be gone altogether, which only a write would
-/// tell; a little longer than the longest that a client may ask to be kept waiting.
-const HALF_CLOSED: Duration = Duration::from_secs(35);
 
 /// One connection's state.
 pub(crate) struct Meter {
@@ -28,10 +22,6 @@ struct Gauge {
     stalled: Option<Instant>,
     /// Whether the latest request's body was left unread.
     unread: bool,
-    /// Since when the client has said that nothing more comes.
-    half_closed: Option<Instant>,
-    /// Whom to tell when that request has ended.
-    reader: Option<Waker>,
 }
 
 #[derive(Clone, Copy)]
@@ -51,7 +41,7 @@ enum Phase {
 pub(crate) enum Awaited {
     /// A request, the rest of a head, or that it hangs up: nothing of it is known yet, and nothing is lost with it.
     Request,
-    /// The rest of a body, or a sign that it still listens: its client would have to send the request again.
+    /// The rest of a body, or that it takes its answer: its client would have to send the request again.
     Body,
 }
 
@@ -62,8 +52,6 @@ impl Meter {
                 phase: Phase::Head(Instant::now()),
                 stalled: None,
                 unread: false,
-                half_closed: None,
-                reader: None,
             }),
             go: Notify::new(),
         })
@@ -90,18 +78,6 @@ impl Meter {
         if let Phase::Idle(_) = gauge.phase {
             gauge.phase = Phase::Head(Instant::now());
         }
-    }
-
-    /// The client has closed its side. Answers whether a whole request of it is still to be answered; `reader` is woken
-    /// when it has been.
-    pub(crate) fn half_closed(&self, reader: &Waker) -> bool {
-        let mut gauge = self.gauge();
-        let pending = matches!(gauge.phase, Phase::Busy(_)) && !gauge.unread;
-        if pending {
-            gauge.half_closed.get_or_insert_with(Instant::now);
-            gauge.reader = Some(reader.clone());
-        }
-        pending
     }
 
     /// There is something to write, and the client has taken some of it, or nothing.
@@ -136,14 +112,13 @@ impl Meter {
             Phase::Busy(_) | Phase::Left => None,
         };
         let stalled = gauge.stalled.map(|since| since + limits.write_timeout);
-        let half_closed = gauge.half_closed.map(|since| since + HALF_CLOSED);
-        phase.into_iter().chain(stalled).chain(half_closed).min()
+        phase.into_iter().chain(stalled).min()
     }
 
     /// What is awaited of the client, and since when; none while it is the server's turn.
     pub(crate) fn waits(&self) -> Option<(Awaited, Instant)> {
         let gauge = self.gauge();
-        match (gauge.phase, gauge.half_closed.or(gauge.stalled)) {
+        match (gauge.phase, gauge.stalled) {
             (Phase::Idle(since) | Phase::Head(since), _) => Some((Awaited::Request, since)),
             (Phase::Busy(_), Some(since)) => Some((Awaited::Body, since)),
             (Phase::Busy(since), None) if gauge.unread => Some((Awaited::Body, since)),
@@ -167,12 +142,6 @@ pub(crate) struct Busy(Arc<Meter>);
 
 impl Drop for Busy {
     fn drop(&mut self) {
-        let mut gauge = self.0.gauge();
-        gauge.phase = Phase::Idle(Instant::now());
-        let reader = gauge.reader.take();
-        drop(gauge);
-        if let Some(reader) = reader {
-            reader.wake();
-        }
+        self.0.gauge().phase = Phase::Idle(Instant::now());
     }
 }

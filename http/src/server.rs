@@ -104,8 +104,9 @@ pub(crate) struct Tally {
 ///
 /// Speaks HTTP/1.1 with keep-alive and pipelining. Request bodies in gzip arrive decompressed, answers are
 /// compressed for those who accept it, and every rejection becomes a problem document ([`problem::recover`]),
-/// a panic one too. A handler's future is dropped when its client disconnects, as warp has it: what must go on
-/// to its end belongs into a task. Dropping the future that this returns cuts all connections.
+/// a panic one too. A client that closes its side may still listen, so its request is answered; whether it is gone only
+/// a write tells. A handler's future may be dropped all the same (the shutdown's deadline): what must go on to its end
+/// belongs into a task. Dropping the future that this returns cuts all connections.
 pub async fn serve<F>(
     listener: TcpListener,
     routes: F,

@@ -114,7 +114,7 @@ async fn crowd_for(time: Duration, attacker: Attacker, said: String) -> usize {
 }
 
 #[test]
-fn a_thousand_new_connections_a_second_for_ten_seconds_starve_nobody() {
+fn a_thousand_new_connections_a_second_for_four_seconds_starve_nobody() {
     let _turn = one_at_a_time();
     let most = Cost {
         memory: 96,
@@ -125,7 +125,7 @@ fn a_thousand_new_connections_a_second_for_ten_seconds_starve_nobody() {
         let served = Arc::new(AtomicUsize::new(0));
         let begun = Instant::now();
         let mut tick = every(100);
-        for n in 0..1000_u32 {
+        for n in 0..400_u32 {
             tick.tick().await;
             for m in 0..10_u8 {
                 // A port is free again a minute after its connection has ended.
@@ -147,11 +147,11 @@ fn a_thousand_new_connections_a_second_for_ten_seconds_starve_nobody() {
         }
         let took = begun.elapsed();
         eventually("all who asked were answered", async || {
-            (served.load(Ordering::Relaxed) == 5000).then_some(())
+            (served.load(Ordering::Relaxed) == 2000).then_some(())
         })
         .await;
         println!(
-            "10000 connections in {took:?}, all answered after {:?}",
+            "4000 connections in {took:?}, all answered after {:?}",
             begun.elapsed()
         );
         assert!(

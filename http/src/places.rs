@@ -1,7 +1,8 @@
 //! The connection limit: how many may be open, in all and of one address, and which has to go when one more comes.
 //!
 //! A crowd that only sits there must not keep out who has something to say, so a connection that waits for its
-//! client makes room for a new one: first of the address that has the most, there the one that has waited longest. A
+//! client makes room for a new one: first of the address that has the most, there the one that has waited longest, and
+//! never of an address that has fewer than the new one's. A
 //! request that is worked on is never dropped for another. Must not know how a connection is served.
 
 use std::cmp::Reverse;
@@ -132,6 +133,10 @@ impl Places {
             .filter_map(|(id, connection)| {
                 let (awaited, since) = connection.meter.waits()?;
                 let count = open.count(connection.address);
+                // Who has many never makes one go who has few.
+                if count < theirs {
+                    return None;
+                }
                 let lions = count > self.limit / LIONS_SHARE && count > theirs * LIONS_SHARE;
                 (awaited == Awaited::Request || lions).then_some((Reverse(count), awaited, since, *id))
             })

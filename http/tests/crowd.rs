@@ -182,12 +182,15 @@ async fn bodies_on_their_way_make_room_only_where_one_address_has_the_lions_shar
     for _ in 0..10 {
         greedy.push(crowd.half_sent(2).await);
     }
-    // Of the same address, a newcomer is no better than those who are there.
+    greedy.pop();
+    let mut modest = crowd.idle(3).await;
+    // Of the same address, a newcomer is no better than those who are there, and worse than who has fewer.
     assert_eq!(crowd.server.connect_from(2).await.answer().await.status, 503);
+    usable(&mut modest).await;
     usable(&mut crowd.server.connect_from(1).await).await;
     greedy[0].closed().await;
-    greedy[9].send("1234567890").await;
-    assert_eq!(greedy[9].answer().await.text(), "1234567890");
+    greedy[8].send("1234567890").await;
+    assert_eq!(greedy[8].answer().await.text(), "1234567890");
     // A shutdown would wait for the rest of their bodies.
     drop(greedy);
     crowd.server.stop().await;

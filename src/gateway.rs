@@ -19,12 +19,13 @@ use tokio::net::TcpListener;
 use tokio::sync::{oneshot, watch};
 use warp::Filter;
 
+use crate::connections;
 use crate::database;
 use crate::health::{self, Health};
 use crate::kafka::Cluster;
 use crate::settings::{
-    AuthSettings, DatabaseSettings, DomainSettings, KafkaSettings, NoticeSettings, PoolSettings,
-    ShutdownSettings,
+    AuthSettings, ConnectionSettings, DatabaseSettings, DomainSettings, KafkaSettings, NoticeSettings,
+    PoolSettings, ShutdownSettings,
 };
 use crate::shutdown::stopped;
 
@@ -54,6 +55,8 @@ pub(crate) struct GatewaySettings {
     pub(crate) domains: DomainSettings,
     #[command(flatten)]
     pub(crate) auth: AuthSettings,
+    #[command(flatten)]
+    pub(crate) connections: ConnectionSettings,
     #[command(flatten)]
     pub(crate) shutdown: ShutdownSettings,
     #[command(flatten)]
@@ -141,7 +144,7 @@ pub(crate) async fn run(
 
     let limits = Limits {
         shutdown_deadline: settings.shutdown.shutdown_deadline,
-        ..Limits::default()
+        ..connections::limits(settings.connections)
     };
     let address = listener
         .local_addr()
@@ -157,6 +160,9 @@ pub(crate) async fn run(
         tracing::info!(
             requests = report.requests,
             connections = report.connections,
+            refused = report.refused,
+            made_room = report.made_room,
+            timed_out = report.timed_out,
             dropped = report.dropped,
             drained,
             "the gateway stopped"

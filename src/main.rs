@@ -4,6 +4,7 @@
 
 mod bench;
 mod check_domain;
+mod connections;
 mod database;
 mod dev;
 mod domains;

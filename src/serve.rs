@@ -16,8 +16,8 @@ use crate::gateway::{self, GatewaySettings};
 use crate::preflight::preflight;
 use crate::project::{self, ProjectorSettings};
 use crate::settings::{
-    AuthSettings, DatabaseSettings, DomainSettings, KafkaSettings, ListenSettings, NoticeSettings,
-    PoolSettings, Secret, ShutdownSettings, TopicSettings,
+    AuthSettings, ConnectionSettings, DatabaseSettings, DomainSettings, KafkaSettings, ListenSettings,
+    NoticeSettings, PoolSettings, Secret, ShutdownSettings, TopicSettings,
 };
 use crate::shutdown::until_signal;
 use crate::{database, domains, migrate, status, topics};
@@ -67,6 +67,8 @@ pub(crate) struct ServeSettings {
     #[command(flatten)]
     pub(crate) auth: AuthSettings,
     #[command(flatten)]
+    pub(crate) connections: ConnectionSettings,
+    #[command(flatten)]
     pub(crate) shutdown: ShutdownSettings,
     #[command(flatten)]
     pub(crate) notice: NoticeSettings,
@@ -80,6 +82,7 @@ impl ServeSettings {
             pool: self.pool.clone(),
             domains: self.domains.clone(),
             auth: self.auth.clone(),
+            connections: self.connections,
             shutdown: self.shutdown.clone(),
             notice: self.notice.clone(),
         }
@@ -170,6 +173,10 @@ pub(crate) async fn under_dev(env: DevEnv, domains: DomainSettings) -> Result<()
         domains,
         auth: AuthSettings {
             jwt_secret: Secret::new(env.jwt_secret),
+        },
+        connections: ConnectionSettings {
+            max_connections: 4096,
+            max_connections_per_address: None,
         },
         shutdown: ShutdownSettings {
             shutdown_deadline: Duration::from_secs(20),

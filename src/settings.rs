@@ -163,6 +163,30 @@ pub(crate) struct ListenSettings {
     pub(crate) listen: SocketAddr,
 }
 
+/// How many connections a gateway's clients may have.
+#[derive(Args, Clone, Copy, Debug)]
+pub(crate) struct ConnectionSettings {
+    /// Open connections of clients, at most; for one more, some that are idle are closed
+    #[arg(
+        long,
+        help_heading = SETTINGS,
+        env = "TIDELOG_MAX_CONNECTIONS",
+        value_name = "N",
+        default_value_t = 4096,
+        value_parser = clap::value_parser!(u32).range(1..=1_000_000)
+    )]
+    pub(crate) max_connections: u32,
+    /// Of these, of one IP address [default: as many]. Behind a load balancer all clients have its address
+    #[arg(
+        long,
+        help_heading = SETTINGS,
+        env = "TIDELOG_MAX_CONNECTIONS_PER_ADDRESS",
+        value_name = "N",
+        value_parser = clap::value_parser!(u32).range(1..=1_000_000)
+    )]
+    pub(crate) max_connections_per_address: Option<u32>,
+}
+
 /// How a service ends.
 #[derive(Args, Clone, Debug)]
 pub(crate) struct ShutdownSettings {

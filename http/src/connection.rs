@@ -1,14 +1,15 @@
 //! One connection: its socket, its clock, and how it ends.
 //!
-//! hyper parses and frames; this file knows what hyper does not: when a head, an idle connection or a reader
-//! has taken too long, whether the permit of the connection limit is still held, and that a socket closed
-//! over unread bytes takes the answer down with it. Must not know what a request is about.
+//! hyper parses and frames; this file knows what hyper does not: when a connection is asked to make room,
+//! whether its place under the connection limit is still held, that a client which has said all that it has to
+//! say may still listen, and that a socket closed over unread bytes takes the answer down with it. Its clock is
+//! `meter`. Must not know what a request is about.
 
 use std::convert::Infallible;
 use std::future::Future;
 use std::io;
 use std::pin::{Pin, pin};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::Arc;
 use std::task::{Context, Poll};
 use std::time::Duration;
 
@@ -21,9 +22,11 @@ use hyper::service::HttpService;
 use hyper_util::rt::TokioIo;
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt, ReadBuf};
 use tokio::net::TcpStream;
-use tokio::sync::{OwnedSemaphorePermit, watch};
+use tokio::sync::watch;
 use tokio::time::{Instant, Sleep};
 
+use crate::meter::{Busy, Meter};
+use crate::places::Place;
 use crate::server::Limits;
 
 /// hyper's read buffer a connection, at most: enough for the largest head and for steps in large bodies.
@@ -54,86 +57,10 @@ pub(crate) enum End {
     Failed,
     /// Too slow with a head, too long idle, or not reading its answer.
     TimedOut,
+    /// It was waiting for its client, and its place was needed.
+    MadeRoom,
     /// It still hung at the shutdown's deadline.
     Cut,
-}
-
-/// Where a connection is, told by its socket, its service and its bodies, and read by its clock.
-pub(crate) struct Meter(Mutex<Gauge>);
-
-struct Gauge {
-    phase: Phase,
-    /// Since when the client has not taken what there is to write.
-    stalled: Option<Instant>,
-    /// Whether the latest request's body was left unread.
-    unread: bool,
-}
-
-#[derive(Clone, Copy)]
-enum Phase {
-    /// Between two requests, since.
-    Idle(Instant),
-    /// A head is awaited or half there, since.
-    Head(Instant),
-    /// A request is being read, worked on or answered: the handler and the body reader have their own limits.
-    Busy,
-}
-
-impl Meter {
-    pub(crate) fn new() -> Arc<Self> {
-        Arc::new(Meter(Mutex::new(Gauge {
-            phase: Phase::Head(Instant::now()),
-            stalled: None,
-            unread: false,
-        })))
-    }
-
-    fn gauge(&self) -> MutexGuard<'_, Gauge> {
-        self.0.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-
-    /// A request begins. It has ended when the guard is dropped.
-    pub(crate) fn busy(self: &Arc<Self>) -> Busy {
-        self.gauge().phase = Phase::Busy;
-        Busy(self.clone())
-    }
-
-    fn received(&self) {
-        let mut gauge = self.gauge();
-        if let Phase::Idle(_) = gauge.phase {
-            gauge.phase = Phase::Head(Instant::now());
-        }
-    }
-
-    fn wrote(&self, moved: bool) {
-        let mut gauge = self.gauge();
-        gauge.stalled = if moved {
-            None
-        } else {
-            gauge.stalled.or_else(|| Some(Instant::now()))
-        };
-    }
-
-    /// When the connection is to be closed if nothing happens until then.
-    fn deadline(&self, limits: &Limits) -> Option<Instant> {
-        let gauge = self.gauge();
-        let phase = match gauge.phase {
-            Phase::Idle(since) => Some(since + limits.idle_timeout),
-            Phase::Head(since) => Some(since + limits.header_timeout),
-            Phase::Busy => None,
-        };
-        let stalled = gauge.stalled.map(|since| since + limits.write_timeout);
-        phase.into_iter().chain(stalled).min()
-    }
-}
-
-/// A request in flight.
-pub(crate) struct Busy(Arc<Meter>);
-
-impl Drop for Busy {
-    fn drop(&mut self) {
-        self.0.gauge().phase = Phase::Idle(Instant::now());
-    }
 }
 
 /// A request's body that notes whether it was read to its end.
@@ -144,7 +71,7 @@ pub(crate) struct Reading {
 
 impl Reading {
     pub(crate) fn new(body: Incoming, meter: Arc<Meter>) -> Self {
-        meter.gauge().unread = !body.is_end_stream();
+        meter.body(!body.is_end_stream());
         Reading { body, meter }
     }
 }
@@ -159,7 +86,7 @@ impl Body for Reading {
     ) -> Poll<Option<Result<Frame<Bytes>, hyper::Error>>> {
         let frame = Pin::new(&mut self.body).poll_frame(cx);
         if matches!(frame, Poll::Ready(None)) || self.body.is_end_stream() {
-            self.meter.gauge().unread = false;
+            self.meter.body(false);
         }
         frame
     }
@@ -218,7 +145,7 @@ impl Body for Writing {
 struct Socket {
     stream: TcpStream,
     meter: Arc<Meter>,
-    _place: OwnedSemaphorePermit,
+    _place: Place,
 }
 
 impl AsyncRead for Socket {
@@ -269,7 +196,7 @@ impl AsyncWrite for Socket {
 /// Serves one connection to its end.
 pub(crate) async fn drive<S>(
     stream: TcpStream,
-    place: OwnedSemaphorePermit,
+    place: Place,
     meter: Arc<Meter>,
     service: S,
     limits: &Limits,
@@ -286,6 +213,8 @@ where
     let conn = http1::Builder::new()
         // Ours is the clock: hyper's gives an idle connection no longer than a head.
         .header_read_timeout(None)
+        // A client that has said all it has to say may still listen; one that is gone is found out by a write.
+        .half_close(true)
         .max_header_size(limits.max_header_bytes)
         .max_buf_size(BUFFER.max(limits.max_header_bytes))
         .serve_connection(TokioIo::new(socket), service)
@@ -293,7 +222,7 @@ where
     let clock = Box::pin(tokio::time::sleep_until(Instant::now() + limits.header_timeout));
     let mut timed = Timed {
         conn,
-        meter,
+        meter: meter.clone(),
         clock,
         limits,
     };
@@ -308,6 +237,11 @@ where
             served = &mut timed => break served,
             // Without a sender the server is gone, so there is no one to serve for.
             changed = stage.changed() => if changed.is_err() { return End::Cut },
+            () = meter.asked_to_go() => match meter.waits() {
+                Some(_) => return End::MadeRoom,
+                // A request has come in between: it is answered first.
+                None => Pin::new(&mut timed.conn).graceful_shutdown(),
+            },
         }
     };
     let end = match &served {
@@ -320,13 +254,15 @@ where
     };
     // A 431 or a 400 of hyper's own leaves bytes unread too.
     let unparsed = served.is_some_and(|served| served.is_err_and(|error| error.is_parse()));
-    let unread = timed.meter.gauge().unread;
+    let unread = meter.ended();
     if let Some(parts) = timed.conn.into_parts()
         && (unread || unparsed)
     {
         let mut socket = parts.io.into_inner();
+        meter.lingers();
         tokio::select! {
             () = linger(&mut socket, LINGER) => {}
+            () = meter.asked_to_go() => {}
             _ = stage.wait_for(|stage| *stage == Stage::Cut) => {}
         }
     }

@@ -2,7 +2,8 @@
 //!
 //! tower-http's decompression reads one gzip member and, depending on how the network cut the body, drops or
 //! refuses what follows. A body is taken whole or not at all here: all members, each with a right checksum,
-//! and nothing else. Must not know of limits: whoever reads stops when it has enough.
+//! and nothing else. Must not know how much a body may hold: whoever reads stops when it has enough, and what would
+//! never let it have enough is refused here.
 
 use std::io::{self, BufRead, Read};
 use std::pin::Pin;
@@ -17,6 +18,11 @@ use crate::connection::BoxError;
 /// What one step yields at most.
 const STEP: usize = 16 * 1024;
 
+/// A stream may be larger than what it holds, by headers and by the ends of blocks that its sender flushed: by this much,
+/// and this many times. One that is larger yet says nothing, and could go on for ever without reaching any limit.
+const OVERHEAD: usize = 64 * 1024;
+const OVERHEAD_TIMES: usize = 16;
+
 /// A body as it was before its content coding.
 pub(crate) enum Decoded<B> {
     /// It had none.
@@ -30,8 +36,15 @@ pub(crate) struct Gunzip<B> {
     body: B,
     decoder: MultiGzDecoder<Feed>,
     step: Box<[u8]>,
+    taken: usize,
+    yielded: usize,
     done: bool,
 }
+
+/// The stream has grown without saying anything.
+#[derive(Debug, thiserror::Error)]
+#[error("the gzip stream is many times larger than what it holds")]
+struct Padded;
 
 /// What has arrived of the compressed body. An empty one would block until the body has ended.
 #[derive(Default)]
@@ -68,6 +81,8 @@ impl<B> Decoded<B> {
             // Reads the header as far as it is there, which is not at all yet.
             decoder: MultiGzDecoder::new(Feed::default()),
             step: vec![0; STEP].into(),
+            taken: 0,
+            yielded: 0,
             done: false,
         }))
     }
@@ -82,13 +97,22 @@ where
         while !self.done {
             match self.decoder.read(&mut self.step) {
                 Ok(0) => self.done = true,
-                Ok(n) => return Poll::Ready(Some(Ok(Frame::data(Bytes::copy_from_slice(&self.step[..n]))))),
+                Ok(n) => {
+                    self.yielded += n;
+                    return Poll::Ready(Some(Ok(Frame::data(Bytes::copy_from_slice(&self.step[..n])))));
+                }
                 Err(error) if error.kind() == io::ErrorKind::WouldBlock => {
+                    if self.taken > OVERHEAD + OVERHEAD_TIMES * self.yielded {
+                        return self.fail(Padded.into());
+                    }
                     let frame = ready!(Pin::new(&mut self.body).poll_frame(cx));
                     let feed = self.decoder.get_mut();
                     match frame {
                         // Trailers say nothing to us.
-                        Some(Ok(frame)) => feed.part = frame.into_data().unwrap_or_default(),
+                        Some(Ok(frame)) => {
+                            feed.part = frame.into_data().unwrap_or_default();
+                            self.taken += feed.part.len();
+                        }
                         Some(Err(error)) => return self.fail(error.into()),
                         None => feed.ended = true,
                     }
@@ -195,6 +219,24 @@ mod tests {
                 );
             }
         }
+    }
+
+    #[test]
+    fn a_stream_that_never_says_anything_ends() {
+        let empty = gzip(b"");
+        let parts = futures_util::stream::repeat_with(|| {
+            Ok::<_, io::Error>(Frame::data(Bytes::from(empty.repeat(100))))
+        });
+        let body = Decoded::gzip(StreamBody::new(Box::pin(parts)));
+        let error = body.collect().now_or_never().unwrap().unwrap_err();
+        assert!(error.is::<Padded>(), "{error}");
+        // Flushed after every byte, as a careless sender does.
+        let mut encoder = GzEncoder::new(Vec::new(), Compression::default());
+        for byte in b"0123456789".repeat(10_000) {
+            encoder.write_all(&[byte]).unwrap();
+            encoder.flush().unwrap();
+        }
+        assert_eq!(decode(&encoder.finish().unwrap(), 1000).unwrap().len(), 100_000);
     }
 
     #[test]

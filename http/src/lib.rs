@@ -1,7 +1,8 @@
 //! What both HTTP sides share, and nothing of what either is for: no Kafka, no Postgres, no domain.
 //!
-//! - [`serve`]: the accept loop around a warp filter, with limits and a shutdown that ends (`server`, over
-//!   `connection` for one connection, `request` for one request and `gzip` for its body)
+//! - [`serve`]: the accept loop around a warp filter, with limits and a shutdown that ends (`server`; `places`
+//!   and `door` for who gets in, `connection` and `meter` for one connection, `request` for one request and `gzip` for
+//!   its body)
 //! - [`problem`]: every answer that is not a success, and warp's rejections turned into such
 //! - [`auth`]: who calls
 //! - [`body`]: a JSON body, bounded in bytes and in time
@@ -17,9 +18,12 @@
 pub mod auth;
 pub mod body;
 mod connection;
+mod door;
 mod gzip;
 pub mod idempotency_key;
 mod line;
+mod meter;
+mod places;
 pub mod prefer;
 pub mod problem;
 mod request;

@@ -23,8 +23,9 @@ use tower_http::compression::predicate::{NotForContentType, Predicate, SizeAbove
 use tower_http::compression::{Compression, CompressionLayer};
 use tracing::Instrument;
 
-use crate::connection::{BoxError, Meter, Reading, Writing};
+use crate::connection::{BoxError, Reading, Writing};
 use crate::gzip::Decoded;
+use crate::meter::Meter;
 use crate::problem::Problem;
 use crate::server::Tally;
 

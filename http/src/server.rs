@@ -5,32 +5,29 @@
 
 use std::io;
 use std::pin::pin;
-use std::sync::Arc;
-use std::sync::Mutex;
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::time::Duration;
+use std::sync::{Arc, Mutex};
+use std::time::{Duration, Instant};
 
-use bytes::Bytes;
-use http::Response;
 use hyper::service::service_fn;
-use tokio::io::AsyncWriteExt;
 use tokio::net::{TcpListener, TcpStream};
-use tokio::sync::{Semaphore, watch};
+use tokio::sync::watch;
+use tokio::time::timeout;
 use warp::{Filter, Rejection, Reply};
 
-use crate::connection::{self, End, Meter, Stage};
-use crate::problem::{self, Problem};
+use crate::connection::{self, End, Stage};
+use crate::door::Door;
+use crate::meter::Meter;
+use crate::places::{Address, Place, Places};
+use crate::problem;
 use crate::request::{self, Requests};
-
-/// How many connections over the limit are being told so at any time. More wait in the kernel's backlog.
-const BEING_REFUSED: usize = 64;
-
-/// How long a refused client is given to read its refusal.
-const REFUSAL_LINGER: Duration = Duration::from_secs(1);
 
 /// The pause after an accept that failed: from, and doubling to.
 const ACCEPT_PAUSE: Duration = Duration::from_millis(5);
 const LONGEST_ACCEPT_PAUSE: Duration = Duration::from_secs(1);
+
+/// How often the log is told that a limit of connections is met.
+const TELLING_AGAIN: Duration = Duration::from_secs(10);
 
 /// How long connections that were cut are given to be dropped.
 const CUTTING: Duration = Duration::from_secs(1);
@@ -46,8 +43,11 @@ pub struct Limits {
     pub write_timeout: Duration,
     /// Request line and headers together. More is 431.
     pub max_header_bytes: usize,
-    /// Open connections. One more is answered 503 with `Retry-After`, without reading its request.
+    /// Open connections. For one more, some that wait for their clients are closed, first of the address that has
+    /// the most; if all are being answered, it gets 503 with `Retry-After`, without its request being read.
     pub max_connections: usize,
+    /// Open connections of one address (of one /64 network, in IPv6). One more is treated likewise, among these.
+    pub max_connections_per_address: usize,
     /// From the shutdown signal until whatever still hangs is dropped.
     pub shutdown_deadline: Duration,
 }
@@ -60,6 +60,8 @@ impl Default for Limits {
             write_timeout: Duration::from_secs(30),
             max_header_bytes: 16 * 1024,
             max_connections: 4096,
+            // Behind a load balancer all clients have its address.
+            max_connections_per_address: usize::MAX,
             shutdown_deadline: Duration::from_secs(20),
         }
     }
@@ -70,8 +72,10 @@ impl Default for Limits {
 pub struct ServeReport {
     /// Connections served.
     pub connections: u64,
-    /// Connections over the limit, answered 503.
+    /// Connections over a limit: answered 503, or closed where too many came at once.
     pub refused: u64,
+    /// Connections that waited for their clients and were closed to make room for others.
+    pub made_room: u64,
     /// Requests whose head was read.
     pub requests: u64,
     /// Handlers that panicked.
@@ -92,6 +96,7 @@ pub(crate) struct Tally {
     pub(crate) requests: AtomicU64,
     pub(crate) panics: AtomicU64,
     timed_out: AtomicU64,
+    made_room: AtomicU64,
 }
 
 /// Serves `routes` on `listener` until `shutdown` is ready and all connections have ended, or the deadline
@@ -99,8 +104,9 @@ pub(crate) struct Tally {
 ///
 /// Speaks HTTP/1.1 with keep-alive and pipelining. Request bodies in gzip arrive decompressed, answers are
 /// compressed for those who accept it, and every rejection becomes a problem document ([`problem::recover`]),
-/// a panic one too. A handler's future is dropped when its client disconnects, as warp has it: what must go on
-/// to its end belongs into a task. Dropping the future that this returns cuts all connections.
+/// a panic one too. A client that closes its side may still listen, so its request is answered; whether it is gone only
+/// a write tells. A handler's future may be dropped all the same (the shutdown's deadline): what must go on to its end
+/// belongs into a task. Dropping the future that this returns cuts all connections.
 pub async fn serve<F>(
     listener: TcpListener,
     routes: F,
@@ -114,6 +120,7 @@ where
     let stack = request::stack(warp::service(routes.recover(problem::recover)));
     let limits = Arc::new(Limits {
         max_connections: limits.max_connections.clamp(1, u32::MAX as usize),
+        max_connections_per_address: limits.max_connections_per_address.max(1),
         // hyper's read buffer has a least size.
         max_header_bytes: limits.max_header_bytes.max(1024),
         ..limits
@@ -121,66 +128,24 @@ where
     let tally = Arc::new(Tally::default());
     let mut report = ServeReport::default();
     let (stage, told) = watch::channel(Stage::Running);
-    let places = Arc::new(Semaphore::new(limits.max_connections));
-    let refusals = Arc::new(Semaphore::new(BEING_REFUSED));
-    let refusal = refusal();
-    let mut pause = ACCEPT_PAUSE;
+    let places = Places::new(limits.max_connections, limits.max_connections_per_address);
+    let mut entrance = Entrance {
+        door: Door::new(&limits, told.clone()),
+        listener,
+        places: places.clone(),
+        pause: ACCEPT_PAUSE,
+        accept_errors: 0,
+        told: None,
+    };
     let mut shutdown = pin!(shutdown);
 
     loop {
-        let accepted = tokio::select! {
+        let (stream, place, meter) = tokio::select! {
             biased;
             () = &mut shutdown => break,
-            accepted = listener.accept() => accepted,
-        };
-        let stream = match accepted {
-            Ok((stream, _)) => stream,
-            Err(error) if of_the_connection(&error) => continue,
-            Err(error) => {
-                // Mostly that there is no file handle left. A pause lets connections end; the backlog keeps the rest.
-                report.accept_errors += 1;
-                tracing::warn!(%error, ?pause, "cannot accept connections");
-                tokio::select! {
-                    () = &mut shutdown => break,
-                    () = tokio::time::sleep(pause) => {}
-                }
-                pause = (2 * pause).min(LONGEST_ACCEPT_PAUSE);
-                continue;
-            }
-        };
-        pause = ACCEPT_PAUSE;
-
-        // Over the limit, a client is told so at once rather than left hanging: it can go elsewhere or come
-        // back. A few are told at a time, so that telling stays cheap; past these, the backlog is what holds.
-        let place = match places.clone().try_acquire_owned() {
-            Ok(place) => place,
-            Err(_) => match refusals.clone().try_acquire_owned() {
-                Ok(slot) => {
-                    report.refused += 1;
-                    tracing::debug!(
-                        limit = limits.max_connections,
-                        "connection refused: too many are open"
-                    );
-                    let (refusal, told) = (refusal.clone(), told.clone());
-                    tokio::spawn(async move {
-                        refuse(stream, refusal, told).await;
-                        drop(slot);
-                    });
-                    continue;
-                }
-                Err(_) => tokio::select! {
-                    () = &mut shutdown => break,
-                    place = places.clone().acquire_owned() => match place {
-                        Ok(place) => place,
-                        Err(_) => unreachable!("the semaphore is never closed"),
-                    },
-                },
-            },
+            entered = entrance.next() => entered,
         };
         report.connections += 1;
-        // Answers are written whole: waiting for more to send with them only delays them.
-        let _ = stream.set_nodelay(true);
-        let meter = Meter::new();
         let requests = Arc::new(Requests {
             stack: Mutex::new(stack.clone()),
             meter: meter.clone(),
@@ -189,35 +154,105 @@ where
         let (limits, told, tally) = (limits.clone(), told.clone(), tally.clone());
         tokio::spawn(async move {
             let service = service_fn(move |request| request::respond(requests.clone(), request));
-            if connection::drive(stream, place, meter, service, &limits, told).await == End::TimedOut {
-                tally.timed_out.fetch_add(1, Ordering::Relaxed);
-            }
+            match connection::drive(stream, place, meter, service, &limits, told).await {
+                End::TimedOut => tally.timed_out.fetch_add(1, Ordering::Relaxed),
+                End::MadeRoom => tally.made_room.fetch_add(1, Ordering::Relaxed),
+                End::Closed | End::Failed | End::Cut => 0,
+            };
         });
     }
+    (report.refused, report.accept_errors) = (entrance.door.refused, entrance.accept_errors);
 
     // Stop accepting first, so that whoever would connect now goes elsewhere at once.
-    drop(listener);
-    report.open_at_shutdown = limits.max_connections - places.available_permits();
+    drop(entrance);
+    report.open_at_shutdown = places.taken();
     stage.send_replace(Stage::Draining);
-    // All connections have ended when all places are free.
-    let all = || places.acquire_many(limits.max_connections as u32);
-    if tokio::time::timeout(limits.shutdown_deadline, all())
+    if timeout(limits.shutdown_deadline, places.all_free())
         .await
         .is_err()
     {
-        report.dropped = limits.max_connections - places.available_permits();
+        report.dropped = places.taken();
         tracing::warn!(
             dropped = report.dropped,
             "connections still hung at the shutdown's deadline"
         );
     }
     stage.send_replace(Stage::Cut);
-    let _ = tokio::time::timeout(CUTTING, all()).await;
+    let _ = timeout(CUTTING, places.all_free()).await;
 
     report.requests = tally.requests.load(Ordering::Relaxed);
     report.panics = tally.panics.load(Ordering::Relaxed);
     report.timed_out = tally.timed_out.load(Ordering::Relaxed);
+    report.made_room = tally.made_room.load(Ordering::Relaxed);
     report
+}
+
+/// Where connections come in.
+struct Entrance {
+    listener: TcpListener,
+    places: Arc<Places>,
+    door: Door,
+    pause: Duration,
+    accept_errors: u64,
+    /// When it was last told that a limit is met.
+    told: Option<Instant>,
+}
+
+impl Entrance {
+    /// The next connection that has a place. Dropped while it waits, it loses at most one that has none yet.
+    async fn next(&mut self) -> (TcpStream, Place, Arc<Meter>) {
+        loop {
+            let (stream, address) = match self.listener.accept().await {
+                Ok((stream, peer)) => (stream, Address::from(peer.ip())),
+                Err(error) => {
+                    self.cannot_accept(&error).await;
+                    continue;
+                }
+            };
+            self.pause = ACCEPT_PAUSE;
+            let meter = Meter::new();
+            let place = self.places.take(address, &meter).await;
+            if place.is_err() || self.places.full() {
+                self.tell_of_crowd();
+            }
+            let place = match place {
+                Ok(place) => place,
+                Err(full) => {
+                    self.door.refuse(stream, full);
+                    continue;
+                }
+            };
+            // Answers are written whole: waiting for more to send with them only delays them.
+            let _ = stream.set_nodelay(true);
+            return (stream, place, meter);
+        }
+    }
+
+    /// Says in the log that a limit is met, not more often than is of use.
+    fn tell_of_crowd(&mut self) {
+        if self.told.is_none_or(|told| told.elapsed() >= TELLING_AGAIN) {
+            self.told = Some(Instant::now());
+            let (open, refused) = (self.places.taken(), self.door.refused);
+            tracing::warn!(
+                open,
+                refused,
+                "a limit of connections is met: idle ones make room, and more are refused"
+            );
+        }
+    }
+
+    /// Mostly that there is no file handle left. A pause lets connections end, and those that only wait are asked to;
+    /// the backlog keeps the rest.
+    async fn cannot_accept(&mut self, error: &io::Error) {
+        if of_the_connection(error) {
+            return;
+        }
+        self.accept_errors += 1;
+        let asked_to_go = self.places.make_room_for_any();
+        tracing::warn!(%error, asked_to_go, pause = ?self.pause, "cannot accept connections");
+        tokio::time::sleep(self.pause).await;
+        self.pause = (2 * self.pause).min(LONGEST_ACCEPT_PAUSE);
+    }
 }
 
 /// Whether the failure is of the one connection that was to be accepted, and the next may well work.
@@ -227,34 +262,4 @@ fn of_the_connection(error: &io::Error) -> bool {
         error.kind(),
         ConnectionAborted | ConnectionRefused | ConnectionReset | Interrupted
     )
-}
-
-/// The bytes of the 503 for a connection over the limit.
-fn refusal() -> Bytes {
-    let response: Response<Bytes> = Problem::unavailable("too many connections are open", 1)
-        .closing()
-        .to_response();
-    let mut text = b"HTTP/1.1 503 Service Unavailable\r\n".to_vec();
-    for (name, value) in response.headers() {
-        text.extend_from_slice(name.as_str().as_bytes());
-        text.extend_from_slice(b": ");
-        text.extend_from_slice(value.as_bytes());
-        text.extend_from_slice(b"\r\n");
-    }
-    text.extend_from_slice(format!("content-length: {}\r\n\r\n", response.body().len()).as_bytes());
-    text.extend_from_slice(response.body());
-    text.into()
-}
-
-async fn refuse(mut stream: TcpStream, refusal: Bytes, mut told: watch::Receiver<Stage>) {
-    let refuse = async {
-        // A few hundred bytes: the kernel's buffer takes them at once.
-        if stream.write_all(&refusal).await.is_ok() {
-            connection::linger(&mut stream, REFUSAL_LINGER).await;
-        }
-    };
-    tokio::select! {
-        () = refuse => {}
-        _ = told.wait_for(|stage| *stage != Stage::Running) => {}
-    }
 }

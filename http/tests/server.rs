@@ -395,54 +395,6 @@ async fn a_client_that_is_gone_in_mid_body_leaves_nothing_behind() {
     assert_eq!(server.stop().await.dropped, 0);
 }
 
-// Connections.
-
-#[tokio::test]
-async fn one_connection_too_many_is_told_so_and_gets_in_when_another_ends() {
-    let server = server(Limits {
-        max_connections: 2,
-        ..limits()
-    })
-    .await;
-    let (mut first, mut second) = (server.connect().await, server.connect().await);
-    usable(&mut first).await;
-    usable(&mut second).await;
-    let refused = server.connect().await.ask(get("/ok")).await;
-    assert_eq!(
-        (refused.status, refused.header("retry-after").as_deref()),
-        (503, Some("1"))
-    );
-    assert_eq!(refused.problem()["retryable"], true);
-    drop(first);
-    let admitted = async { while server.connect().await.ask(get("/ok")).await.status != 200 {} };
-    soon("a place", admitted).await;
-    usable(&mut second).await;
-    assert!(server.stop().await.refused >= 1);
-}
-
-#[tokio::test]
-async fn past_those_being_refused_the_rest_waits_its_turn() {
-    let server = server(Limits {
-        max_connections: 1,
-        ..limits()
-    })
-    .await;
-    let mut first = server.connect().await;
-    usable(&mut first).await;
-    // Silent, so that each keeps the slot in which it is told.
-    let mut silent = Vec::new();
-    for _ in 0..64 {
-        let mut client = server.connect().await;
-        assert_eq!(client.answer().await.status, 503);
-        silent.push(client);
-    }
-    let mut waiting = server.connect().await;
-    waiting.send(get("/ok")).await;
-    drop(first);
-    assert_eq!(waiting.answer().await.status, 200);
-    server.stop().await;
-}
-
 // The end.
 
 #[tokio::test]

@@ -11,7 +11,7 @@ use flate2::Compression;
 use flate2::write::GzEncoder;
 use tidelog_http::{Limits, ServeReport, serve};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
-use tokio::net::{TcpListener, TcpStream};
+use tokio::net::{TcpListener, TcpSocket, TcpStream};
 use tokio::sync::oneshot;
 use tokio::task::JoinHandle;
 use warp::{Filter, Rejection, Reply};
@@ -49,6 +49,16 @@ impl Server {
     pub(crate) async fn connect(&self) -> Client {
         Client {
             stream: TcpStream::connect(self.address).await.unwrap(),
+            read: Vec::new(),
+        }
+    }
+
+    /// A client at 127.0.0.`host`.
+    pub(crate) async fn connect_from(&self, host: u8) -> Client {
+        let socket = TcpSocket::new_v4().unwrap();
+        socket.bind(([127, 0, 0, host], 0).into()).unwrap();
+        Client {
+            stream: socket.connect(self.address).await.unwrap(),
             read: Vec::new(),
         }
     }
@@ -105,6 +115,11 @@ impl Client {
 
     pub(crate) async fn try_send(&mut self, bytes: impl AsRef<[u8]>) -> std::io::Result<()> {
         soon("a write", self.stream.write_all(bytes.as_ref())).await
+    }
+
+    /// Says that nothing more will be sent.
+    pub(crate) async fn half_close(&mut self) {
+        self.stream.shutdown().await.unwrap();
     }
 
     /// Reads one answer, with a length or chunked.

@@ -12,6 +12,7 @@ use percent_encoding::percent_decode_str;
 use std::sync::Arc;
 use std::time::Duration;
 use tidelog_events::domain::Registry;
+use tidelog_events::drill;
 use tidelog_events::error::ItemError;
 use tidelog_events::ids::Role;
 use tidelog_events::outcome::FindOutcomes;
@@ -31,7 +32,9 @@ use warp::{Filter, Rejection, Reply as _};
 pub const MAX_BODY: usize = 10 << 20;
 
 /// How long a phone may fall silent while it sends a body.
-const IDLE: Duration = Duration::from_secs(30);
+fn idle() -> Duration {
+    Duration::from_millis(drill::number("body_idle_ms", 30_000).into())
+}
 
 /// How long finding a conflict may take.
 const FINDING: Duration = Duration::from_secs(5);
@@ -183,7 +186,7 @@ fn sent(auth: Auth) -> impl Filter<Extract = (Sent,), Error = Rejection> + Clone
     auth.caller()
         .and(key())
         .and(wait())
-        .and(json_body(MAX_BODY, IDLE))
+        .and(json_body(MAX_BODY, idle()))
         .map(|caller, key, wait, body| Sent {
             caller,
             key,

@@ -178,12 +178,12 @@ fn half_closed_sockets_get_their_answer_and_go() {
             let body = phone.batch(&crate::support::items::tickets(1));
             let length = format!("prefer: wait=30\r\ncontent-length: {}\r\n", body.len());
             let whole = post_head(&phone.bearer, &length) + &body;
-            let (said, told) = match n % 3 {
-                0 => (whole, Some(200)),
-                1 => (whole[..whole.len() - 5].to_owned(), None),
-                _ => ("GET /livez HTT".to_owned(), None),
+            let (said, is_whole) = match n % 3 {
+                0 => (whole, true),
+                1 => (whole[..whole.len() - 5].to_owned(), false),
+                _ => ("GET /livez HTT".to_owned(), false),
             };
-            tasks.spawn(async move { half_closed(attacker.say(said).await, told).await });
+            tasks.spawn(async move { half_closed(attacker.say(said).await, is_whole).await });
         }
         while let Some(ended) = tasks.join_next().await {
             ended.expect("each gets what it is due");
@@ -191,15 +191,17 @@ fn half_closed_sockets_get_their_answer_and_go() {
     });
 }
 
-async fn half_closed(mut socket: Socket, told: Option<u16>) {
+async fn half_closed(mut socket: Socket, is_whole: bool) {
     use tokio::io::AsyncWriteExt;
     let _ = socket.stream.shutdown().await;
     let begun = Instant::now();
     let answer = socket.answer().await;
-    match told {
-        Some(status) => assert_eq!(answer.map(|answer| answer.status), Some(status)),
+    let status = answer.map(|answer| answer.status);
+    match is_whole {
+        // Taken, or told to come back: two hundred batches at once are more than a line holds.
+        true => assert!(matches!(status, Some(200 | 202 | 429 | 503)), "{status:?}"),
         // Half a request is refused, or nothing; what it is not is an answer as if it had been whole.
-        None => assert!(answer.is_none_or(|answer| answer.status == 400)),
+        false => assert!(matches!(status, None | Some(400)), "{status:?}"),
     }
     socket.closed().await;
     assert!(begun.elapsed() < Duration::from_secs(20), "{:?}", begun.elapsed());

@@ -8,9 +8,9 @@ use crate::support::phone::{Phone, tenant};
 use crate::support::service::{Deployment, Service};
 use crate::vitals::Cost;
 
-/// What a head has, and what a body has that stops or drips, with time for a busy machine.
+/// What a head has, and what a body has that stops or drips (30 s in earnest), with time for a busy machine.
 const HEAD: (Duration, Duration) = (Duration::from_secs(10), Duration::from_secs(20));
-const BODY: (Duration, Duration) = (Duration::from_secs(30), Duration::from_secs(45));
+const BODY: (Duration, Duration) = (Duration::from_secs(8), Duration::from_secs(23));
 
 /// Of each kind.
 const MANY: usize = 200;
@@ -18,7 +18,8 @@ const MANY: usize = 200;
 /// A service of its own, since it takes as long as a body may.
 #[test]
 fn a_slow_head_and_a_slow_body_are_cut_off_in_time() {
-    let service = Service::of(Deployment::new("hostile-slow"));
+    let service =
+        Service::of(Deployment::new("hostile-slow").with("TIDELOG_DRILL_NUMBERS", "body_idle_ms=8000"));
     let most = Cost {
         memory: 96,
         threads: 16,

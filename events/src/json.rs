@@ -165,7 +165,7 @@ fn check_number(field: &str, raw: &str, start: usize) -> Result<usize, ItemError
         .unwrap_or(rest.len());
     let digits = &rest[..length];
     let holds = if digits.bytes().any(|b| matches!(b, b'.' | b'e' | b'E')) {
-        length <= 400 && digits.parse::<f64>().is_ok_and(f64::is_finite)
+        length <= 400 && digits.parse::<f64>().is_ok_and(f64::is_finite) && has_exponent_of_a_double(digits)
     } else {
         length <= 15 || digits.parse::<i64>().is_ok() || digits.parse::<u64>().is_ok()
     };
@@ -178,6 +178,16 @@ fn check_number(field: &str, raw: &str, start: usize) -> Result<usize, ItemError
         "number_range",
         format!("{field} holds the number {shown}, which fits neither 64 bits nor a double"),
     ))
+}
+
+/// A number far below the smallest double is zero to one, and too many digits for Postgres, which keeps them all.
+fn has_exponent_of_a_double(digits: &str) -> bool {
+    let exponent = digits.split_once(['e', 'E']).map(|(_, exponent)| exponent);
+    exponent.is_none_or(|exponent| {
+        exponent
+            .parse::<i32>()
+            .is_ok_and(|exponent| exponent.abs() <= 400)
+    })
 }
 
 /// Members that say where a device stands, not what it did: no part of an item's identity (DOMAINS: the same item).
@@ -364,6 +374,7 @@ mod tests {
             r#""\ud83d\ude00""#,
             r#""\\u0000""#,
             "-1.5e-7",
+            "1e-300",
             "18446744073709551615",
             "null",
             "[]",
@@ -372,6 +383,13 @@ mod tests {
             assert_eq!(rule(raw), None, "{raw}");
         }
         assert_eq!(rule(&format!("{}{}", "[".repeat(31), "]".repeat(31))), None);
+    }
+
+    #[test]
+    fn a_number_that_is_nothing_to_a_double_and_too_much_for_postgres_is_told() {
+        for raw in ["1e-17000", "0e-17000", "-0.0E-99999999999", "1e400"] {
+            assert_eq!(rule(raw).as_deref(), Some("number_range"), "{raw}");
+        }
     }
 
     #[test]

@@ -38,7 +38,7 @@ pub(crate) struct Passed {
 
 /// Where a reader goes on.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
-pub(crate) struct Cursor {
+pub struct Cursor {
     /// A place in each partition; one that is missing is read from its start.
     #[serde(rename = "f")]
     pub(crate) feed: Vec<Spot>,
@@ -49,17 +49,12 @@ pub(crate) struct Cursor {
 
 impl Cursor {
     /// The text that the client keeps.
-    pub(crate) fn seal(&self, tenant: &TenantId, domain: &str) -> String {
+    pub fn seal(&self, tenant: &TenantId, domain: &str) -> String {
         token::seal(&["cursor", tenant.as_str(), domain], self)
     }
 
     /// Reads a cursor of that tenant and domain. `uuids` tells whether the domain's identities are UUIDs.
-    pub(crate) fn open(
-        text: &str,
-        tenant: &TenantId,
-        domain: &str,
-        uuids: bool,
-    ) -> Result<Cursor, TokenError> {
+    pub fn open(text: &str, tenant: &TenantId, domain: &str, uuids: bool) -> Result<Cursor, TokenError> {
         let cursor: Cursor = token::open(&["cursor", tenant.as_str(), domain], text)?;
         let spots = cursor
             .feed

@@ -13,7 +13,7 @@
 
 mod changes;
 mod conflicts;
-mod cursor;
+pub mod cursor;
 mod error;
 mod filter;
 mod history;

@@ -1,0 +1,9 @@
+//! `cargo fuzz run batch`
+
+#![no_main]
+
+#[path = "../src/targets.rs"]
+#[allow(dead_code, reason = "each target is one of them")]
+mod targets;
+
+libfuzzer_sys::fuzz_target!(|data: &[u8]| targets::batch(data));

@@ -15,7 +15,7 @@ use tidelog_http::Limits;
 use tidelog_http::auth::Auth;
 use tidelog_ingest::settings::{Changer, FollowConfig, follow};
 use tidelog_ingest::{Ingest, IngestConfig, IngestParts, Producer, ProducerConfig};
-use tokio::net::TcpListener;
+use tokio::net::{TcpListener, TcpSocket};
 use tokio::sync::{oneshot, watch};
 use warp::Filter;
 
@@ -63,11 +63,23 @@ pub(crate) struct GatewaySettings {
     pub(crate) notice: NoticeSettings,
 }
 
+/// Connections that may wait to be taken up, as far as the kernel lets it (`net.core.somaxconn`). The usual thousand or less
+/// is full after one burst of phones that come back into a network; the kernel then resets some, whatever they had sent.
+const BACKLOG: u32 = 4096;
+
 /// Binds the address. Done before anything else: that it is taken should show at once.
 pub(crate) async fn listen(address: SocketAddr) -> Result<TcpListener> {
-    TcpListener::bind(address)
-        .await
-        .with_context(|| format!("cannot listen on {address}: choose another address with --listen"))
+    let bound = || {
+        let socket = match address {
+            SocketAddr::V4(_) => TcpSocket::new_v4(),
+            SocketAddr::V6(_) => TcpSocket::new_v6(),
+        }?;
+        // A gateway that was stopped is started again at once.
+        socket.set_reuseaddr(true)?;
+        socket.bind(address)?;
+        socket.listen(BACKLOG)
+    };
+    bound().with_context(|| format!("cannot listen on {address}: choose another address with --listen"))
 }
 
 /// Serves until `shutdown`; then answers the requests in flight and brings what they posted into the log. `ready` is

@@ -10,6 +10,7 @@
 //!   is made ready
 //! - `consumer`, `backlog`, `ownership`: which partitions are whose, and where they stand
 //! - `notify`, `dead`: wake-ups for readers, and what could not be read
+//! - [`log`]: a topic's log read outside the group
 
 mod backlog;
 pub mod chunk;
@@ -24,6 +25,7 @@ pub mod hits;
 mod kept;
 mod lane;
 mod load;
+pub mod log;
 pub mod merge;
 mod notify;
 mod ownership;

@@ -9,7 +9,7 @@ use rustix::process::Signal;
 use super::{folder, power_cut, prepared};
 use crate::field::{ALL, Field, GATEWAYS, PROJECTORS};
 use crate::run::{BRIEF, Load, judge, run};
-use crate::support::Dice;
+use crate::support::{Dice, eventually};
 use crate::support::own_stack::OwnStack;
 use crate::support::proxy::Proxy;
 use crate::workload::Progress;
@@ -56,7 +56,9 @@ async fn all_faults_mixed() {
     let field = Field::start(&deployment, &through);
     let nemesis = async |field: &Field, progress: &Progress| {
         let (begun, mut told, mut dice) = (Instant::now(), Instant::now(), Dice::new(seed));
+        let mut breath = Breath::default();
         while begun.elapsed() < length {
+            breath.take(progress).await;
             let fault = match dice.roll(12) {
                 n @ 0..2 => server_fault(&mut stack, &dir, ["kafka", "postgres"][n], &mut dice).await,
                 _ => fault(field, &proxy, &mut dice).await,
@@ -79,6 +81,42 @@ async fn all_faults_mixed() {
     };
     judge(run(field, seed, load, nemesis).await).await;
     assert_eq!(stack.expect("it runs").process.terminate(), 0);
+}
+
+/// Faults without a pause may leave no moment in which anything can be done: a group that has lost a projector takes seconds to
+/// settle, and so does a broker that was killed. So where nothing was answered for a while, nothing more is broken until
+/// something is; and with nothing broken that has to be soon.
+struct Breath {
+    answered: usize,
+    since: Instant,
+}
+
+impl Default for Breath {
+    fn default() -> Breath {
+        Breath {
+            answered: 0,
+            since: Instant::now(),
+        }
+    }
+}
+
+impl Breath {
+    const NOTHING_FOR: Duration = Duration::from_secs(30);
+
+    async fn take(&mut self, progress: &Progress) {
+        let answered = || progress.answered.load(Ordering::SeqCst);
+        if self.answered == answered() && self.since.elapsed() > Breath::NOTHING_FOR {
+            let pause = Instant::now();
+            eventually("something is answered while nothing is broken", async || {
+                (answered() > self.answered).then_some(())
+            })
+            .await;
+            println!("a breath of {:.1} s", pause.elapsed().as_secs_f64());
+        }
+        if answered() > self.answered {
+            (self.answered, self.since) = (answered(), Instant::now());
+        }
+    }
 }
 
 /// A server is frozen for a while, or killed and started again with the data that it had, and the other one with it.

@@ -149,7 +149,13 @@ impl Context {
                 let _ = self.runtime.block_on(lane.send(ToLane::Own(owned)));
             }
         }
-        consumer.incremental_assign(&start)
+        consumer.incremental_assign(&start)?;
+        // A pause outlives the assignment in which it was made: a partition that was taken away while its topic was paused would
+        // come back paused, with nobody left to resume it. Where there still is too much, it is paused again.
+        match drill::guarded("resume") {
+            true => consumer.resume(&start),
+            false => Ok(()),
+        }
     }
 
     /// Claims all at once, however long Postgres is away; gives up only when the process shuts down.
@@ -192,12 +198,16 @@ impl Context {
             }
             self.backlog().forget(&topic, &numbers);
             let (done, finished) = oneshot::channel();
-            let released = self.runtime.block_on(async {
+            // A lane that waits for Postgres takes no orders, and may have no room for one either.
+            let releasing = async {
                 lane.send(ToLane::Release(numbers.clone(), done)).await.ok()?;
-                tokio::time::timeout(RELEASE_DEADLINE, finished).await.ok()
-            });
+                finished.await.ok()
+            };
+            let released = self
+                .runtime
+                .block_on(async { tokio::time::timeout(RELEASE_DEADLINE, releasing).await });
             // At shutdown the lanes have ended by themselves already.
-            if released.is_some() {
+            if matches!(released, Ok(Some(()))) {
                 tracing::info!(topic, partitions = ?numbers, "let go of");
             } else if !*self.shutdown.borrow() {
                 tracing::warn!(topic, partitions = ?numbers, "let go of before the lane had finished: it is fenced off");

@@ -20,6 +20,7 @@ mod cases;
 mod checker;
 mod faults;
 mod field;
+mod handed_back;
 mod run;
 mod trouble;
 mod versions;

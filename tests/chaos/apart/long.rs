@@ -9,9 +9,9 @@ use rustix::process::Signal;
 use super::{folder, power_cut, prepared};
 use crate::field::{ALL, Field, GATEWAYS, PROJECTORS};
 use crate::run::{BRIEF, Load, judge, run};
-use crate::support::{Dice, eventually};
 use crate::support::own_stack::OwnStack;
 use crate::support::proxy::Proxy;
+use crate::support::{Dice, eventually};
 use crate::workload::Progress;
 
 fn number(name: &str, otherwise: u64) -> u64 {

@@ -168,9 +168,10 @@ impl Field {
         }
     }
 
+    /// A process that is to be killed at a step may have come to it.
     pub(crate) fn signal(&self, who: Who, signal: Signal) {
         if let Some(process) = &self.processes.lock().expect("no panic")[who.slot()] {
-            process.signal(signal);
+            process.signal_if_running(signal);
         }
     }
 

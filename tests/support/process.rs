@@ -6,6 +6,7 @@ use std::io::Write;
 use std::path::{Path, PathBuf};
 use std::process::{Child, ChildStdin, Command, ExitStatus, Stdio};
 
+use rustix::io::Errno;
 use rustix::process::{Pid, Signal, kill_process};
 
 use super::eventually_blocking;
@@ -98,9 +99,17 @@ impl Process {
         kill_process(self.pid, signal).unwrap_or_else(|e| panic!("{} cannot be signalled: {e}", self.name));
     }
 
+    /// Sends a signal, unless it has ended by itself in the meantime.
+    pub(crate) fn signal_if_running(&self, signal: Signal) {
+        match kill_process(self.pid, signal) {
+            Err(error) if error != Errno::SRCH => panic!("{} cannot be signalled: {error}", self.name),
+            _ => {}
+        }
+    }
+
     /// Ends it without a warning, and waits until it is gone.
     pub(crate) fn kill9(mut self) {
-        self.signal(Signal::KILL);
+        self.signal_if_running(Signal::KILL);
         self.guard.wait().expect("a child can be waited for");
     }
 

@@ -17,7 +17,9 @@ mod logging;
 mod migrate;
 mod output;
 mod preflight;
+mod progress;
 mod project;
+mod refold;
 mod serve;
 mod settings;
 mod shutdown;
@@ -61,6 +63,9 @@ enum Command {
     Migrate(migrate::MigrateArgs),
     Topics(topics::TopicsArgs),
     Status(status::StatusArgs),
+    Replay(refold::replay::ReplayArgs),
+    Rebuild(refold::rebuild::RebuildArgs),
+    Verify(refold::verify::VerifyArgs),
     Tenant(tenant::TenantArgs),
     Token(token::TokenArgs),
     CheckDomain(check_domain::CheckDomainArgs),
@@ -102,6 +107,9 @@ async fn run() -> ExitCode {
         Command::Migrate(args) => migrate::run(args).await.map(done),
         Command::Topics(args) => topics::run(args).await,
         Command::Status(args) => status::run(args).await.map(done),
+        Command::Replay(args) => refold::replay::run(args).await.map(done),
+        Command::Rebuild(args) => refold::rebuild::run(args).await,
+        Command::Verify(args) => refold::verify::run(args).await,
         Command::Tenant(args) => tenant::run(args).await.map(done),
         Command::Token(args) => token::run(args).map(done),
         Command::CheckDomain(args) => check_domain::run(args),

@@ -32,6 +32,12 @@ pub enum ProjectorError {
     /// A row in Postgres is not what the fold wrote there.
     #[error("a stored row cannot be read: {0}")]
     Stored(String),
+    /// The log does not hold what is asked of it.
+    #[error("{0}")]
+    Log(String),
+    /// Somebody else is at it.
+    #[error("{0}")]
+    Busy(String),
     /// The consumer's thread ended.
     #[error("the consumer stopped: {0}")]
     Consumer(String),
@@ -57,6 +63,8 @@ impl ProjectorError {
             ProjectorError::Fenced
             | ProjectorError::Newer { .. }
             | ProjectorError::Stored(_)
+            | ProjectorError::Log(_)
+            | ProjectorError::Busy(_)
             | ProjectorError::Consumer(_) => false,
         }
     }

@@ -4,6 +4,7 @@
 //! clients and rebalances are the consumer's; a lane is told which partitions are its own and where they stand.
 
 use crate::ProjectorError;
+use crate::bulk::{self, Bulk};
 use crate::chunk::{Results, World, fold_chunk};
 use crate::dead::DeadLetterTopic;
 use crate::flight::{Flight, Folded};
@@ -52,7 +53,10 @@ pub(crate) struct LaneParts {
     pub(crate) inbox: mpsc::Receiver<ToLane>,
     pub(crate) progress: Progress,
     pub(crate) moved: Arc<Notify>,
-    pub(crate) dead: Arc<DeadLetterTopic>,
+    /// Where dead letters are told of; none where the log is folded again.
+    pub(crate) dead: Option<Arc<DeadLetterTopic>>,
+    /// What it may take for granted, where the tables are its own.
+    pub(crate) bulk: Option<Bulk>,
     pub(crate) shutdown: watch::Receiver<bool>,
 }
 
@@ -109,6 +113,10 @@ impl Lane {
 
     /// Takes what has arrived. Orders to own or release end the chunk, so that they act between two transactions.
     async fn gather(&mut self, first: ToLane) -> Vec<OwnedMessage> {
+        let (most_records, most_bytes) = match self.parts.bulk {
+            None => (CHUNK_RECORDS, CHUNK_BYTES),
+            Some(_) => (bulk::CHUNK_RECORDS, bulk::CHUNK_BYTES),
+        };
         let mut records = Vec::new();
         let mut bytes = 0;
         let mut next = Some(first);
@@ -134,7 +142,7 @@ impl Lane {
                     records.extend(parcel);
                 }
             }
-            if records.len() < CHUNK_RECORDS && bytes < CHUNK_BYTES {
+            if records.len() < most_records && bytes < most_bytes {
                 next = self.parts.inbox.try_recv().ok();
             }
         }
@@ -253,7 +261,12 @@ impl Lane {
         }
         let registry = self.parts.registry.clone();
         let mut world = World::default();
-        let (later, now): (Vec<_>, Vec<_>) = chunk.events.iter().cloned().partition(|arrived| {
+        let seen = self.parts.bulk.as_mut().and_then(|bulk| bulk.seen.as_mut());
+        let known = match seen {
+            None => chunk.events.clone(),
+            Some(seen) => seen.part(&chunk.events).1,
+        };
+        let (later, now): (Vec<_>, Vec<_>) = known.into_iter().partition(|arrived| {
             let flight = self.flight.as_ref();
             flight.is_some_and(|flight| flight.touches(&registry, arrived))
         });
@@ -273,7 +286,8 @@ impl Lane {
             world.absorb(load(session, &registry, &later).await?);
         }
         drill::reached("project.loaded");
-        let results = fold_chunk(&registry, &mut world, &chunk.events);
+        let mut results = fold_chunk(&registry, &mut world, &chunk.events);
+        results.outcomes.extend(chunk.refused.iter().cloned());
         drill::reached("project.folded");
         Ok(Some(Folded {
             chunk,
@@ -347,16 +361,20 @@ impl Lane {
             registry: &self.parts.registry,
             topic: &self.parts.topic,
             prefix: &self.parts.prefix,
+            letters: self.parts.bulk.as_ref().map(|bulk| &bulk.letters),
         }
     }
 
     async fn publish_dead(&self, dead: &[DeadLetter]) -> Result<(), ProjectorError> {
+        let Some(topic) = &self.parts.dead else {
+            return Ok(());
+        };
         for letter in dead {
             tracing::warn!(topic = %letter.topic, partition = letter.partition, offset = letter.offset, reason = %letter.reason, "a dead letter");
             if !drill::guarded("poison") {
                 return Err(ProjectorError::Stored(letter.reason.clone()));
             }
-            self.parts.dead.publish(letter).await?;
+            topic.publish(letter).await?;
         }
         Ok(())
     }

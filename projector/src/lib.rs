@@ -10,9 +10,10 @@
 //!   is made ready
 //! - `consumer`, `backlog`, `ownership`: which partitions are whose, and where they stand
 //! - `notify`, `dead`: wake-ups for readers, and what could not be read
-//! - [`log`]: a topic's log read outside the group
+//! - [`log`], [`shadow`], `bulk`: a topic's log read outside the group, and folded again beside the live tables
 
 mod backlog;
+mod bulk;
 pub mod chunk;
 mod consumer;
 mod dead;
@@ -34,6 +35,7 @@ mod reading;
 pub mod resolve;
 mod retry;
 mod session;
+pub mod shadow;
 mod sheet;
 pub mod state;
 mod write;
@@ -87,7 +89,8 @@ pub async fn run(config: ProjectorConfig, mut outer: watch::Receiver<bool>) -> R
             inbox,
             progress: progress.clone(),
             moved: moved.clone(),
-            dead: dead.clone(),
+            dead: Some(dead.clone()),
+            bulk: None,
             shutdown: shutdown.clone(),
         });
         workers.spawn(lane.run());

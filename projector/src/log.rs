@@ -3,8 +3,9 @@
 
 use crate::ProjectorError;
 use chrono::{DateTime, Utc};
+use rdkafka::client::ClientContext;
 use rdkafka::config::{ClientConfig, RDKafkaLogLevel};
-use rdkafka::consumer::{BaseConsumer, Consumer};
+use rdkafka::consumer::{BaseConsumer, Consumer, ConsumerContext};
 use rdkafka::error::{KafkaError, RDKafkaErrorCode};
 use rdkafka::message::{Message, OwnedMessage};
 use rdkafka::{Offset, TopicPartitionList};
@@ -23,6 +24,23 @@ const WAITING: usize = 4;
 /// How long a parcel waits for its next record.
 const GATHER: Duration = Duration::from_millis(2);
 const POLL: Duration = Duration::from_millis(100);
+
+/// A client that says nothing by itself: the end of a partition is no error here, and what is one comes with the records.
+struct Quiet;
+
+type Client = BaseConsumer<Quiet>;
+
+impl ClientContext for Quiet {
+    fn log(&self, _: RDKafkaLogLevel, _: &str, message: &str) {
+        tracing::debug!(target: "librdkafka", "{message}");
+    }
+
+    fn error(&self, error: KafkaError, reason: &str) {
+        tracing::debug!(%error, reason, "the log's client");
+    }
+}
+
+impl ConsumerContext for Quiet {}
 
 /// A topic's log.
 #[derive(Debug, Clone)]
@@ -123,14 +141,14 @@ impl Log {
 
     async fn ask<T: Send + 'static>(
         &self,
-        question: impl FnOnce(&BaseConsumer) -> Result<T, KafkaError> + Send + 'static,
+        question: impl FnOnce(&Client) -> Result<T, KafkaError> + Send + 'static,
     ) -> Result<T, ProjectorError> {
         let consumer = self.consumer()?;
         let answered = tokio::task::spawn_blocking(move || question(&consumer)).await;
         Ok(answered.map_err(|error| ProjectorError::Consumer(error.to_string()))??)
     }
 
-    fn consumer(&self) -> Result<BaseConsumer, ProjectorError> {
+    fn consumer(&self) -> Result<Client, ProjectorError> {
         let mut config = ClientConfig::new();
         config
             .set("bootstrap.servers", &self.brokers)
@@ -149,11 +167,11 @@ impl Log {
             .set("socket.nagle.disable", "true")
             .set("reconnect.backoff.max.ms", "2000")
             .set_log_level(RDKafkaLogLevel::Error);
-        Ok(config.create()?)
+        Ok(config.create_with_context(Quiet)?)
     }
 }
 
-fn partitions(consumer: &BaseConsumer, topic: &str) -> Result<Vec<i32>, KafkaError> {
+fn partitions(consumer: &Client, topic: &str) -> Result<Vec<i32>, KafkaError> {
     let metadata = consumer.fetch_metadata(Some(topic), PATIENCE)?;
     let found = metadata.topics().iter().find(|found| found.name() == topic);
     match found {
@@ -242,7 +260,7 @@ impl Reader {
     }
 
     /// The last offsets of a range may hold no record (a transaction's markers): the log's end tells.
-    fn at_end(&mut self, consumer: &BaseConsumer, partition: i32) -> Result<(), ProjectorError> {
+    fn at_end(&mut self, consumer: &Client, partition: i32) -> Result<(), ProjectorError> {
         let Some(open) = self.open.get_mut(&partition) else {
             return Ok(());
         };
@@ -253,7 +271,7 @@ impl Reader {
     }
 
     /// Hands over what was gathered; answers whether somebody takes it.
-    fn hand_over(&mut self, consumer: &BaseConsumer) -> Result<bool, ProjectorError> {
+    fn hand_over(&mut self, consumer: &Client) -> Result<bool, ProjectorError> {
         let mut finished = TopicPartitionList::new();
         for (&partition, open) in &mut self.open {
             if open.done {

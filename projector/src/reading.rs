@@ -1,6 +1,7 @@
 //! Records as they came, read into a chunk: events for the fold, dead letters for what is none, and where each
 //! partition stands afterwards. Knows the log and what a lane owns of it; no store, and no fold.
 
+use crate::bulk::{KnownLetter, Letters};
 use crate::chunk::OutcomeRow;
 use crate::event::Arrived;
 use crate::ownership::Owned;
@@ -30,6 +31,8 @@ pub(crate) struct Reader<'a> {
     pub(crate) topic: &'a str,
     /// What stands before it there, by the deployment's wish.
     pub(crate) prefix: &'a str,
+    /// What is a dead letter already, where the log is folded again.
+    pub(crate) letters: Option<&'a Letters>,
 }
 
 impl Reader<'_> {
@@ -54,8 +57,14 @@ impl Reader<'_> {
             }
             moved.to = record.offset() + 1;
             moved.log_time = not_before(log_time(record), moved.log_time);
+            let known = self
+                .letters
+                .and_then(|letters| letters.get(&(record.partition(), record.offset())));
             match self.arrived(record, moved.log_time) {
-                Ok(arrived) => chunk.events.push(Arc::new(arrived)),
+                Ok(arrived) => match known {
+                    None => chunk.events.push(Arc::new(arrived)),
+                    Some(letter) => self.stays_dead(&mut chunk, record, arrived, letter),
+                },
                 Err(reason) => chunk
                     .dead
                     .push(self.dead_letter(record, None, reason, moved.log_time)),
@@ -106,14 +115,17 @@ impl Reader<'_> {
                     .dead
                     .push(self.dead_letter(record, tenant, reason, arrived.log_time));
             }
-            let error = ItemError {
-                error_code: ErrorCode::ValidationError,
-                ..ItemError::field("", "storable", "the item holds a value that cannot be stored")
-            };
-            chunk.refused.push(OutcomeRow {
-                arrived,
-                outcome: Outcome::Refused { error },
-            });
+            chunk.refused.push(not_storable(arrived));
+        }
+    }
+
+    /// What was a dead letter stays one, and whoever was told so stays right.
+    fn stays_dead(&self, chunk: &mut Chunk, record: &OwnedMessage, arrived: Arrived, letter: &KnownLetter) {
+        let (tenant, reason) = (letter.tenant.clone(), letter.reason.clone());
+        let dead = self.dead_letter(record, tenant, reason, arrived.log_time);
+        chunk.dead.push(dead);
+        if letter.tenant.is_some() {
+            chunk.refused.push(not_storable(Arc::new(arrived)));
         }
     }
 
@@ -138,6 +150,18 @@ impl Reader<'_> {
             value: record.payload().map(<[u8]>::to_vec),
             log_time,
         }
+    }
+}
+
+/// What the sender of an item is told that Postgres refuses.
+fn not_storable(arrived: Arc<Arrived>) -> OutcomeRow {
+    let error = ItemError {
+        error_code: ErrorCode::ValidationError,
+        ..ItemError::field("", "storable", "the item holds a value that cannot be stored")
+    };
+    OutcomeRow {
+        arrived,
+        outcome: Outcome::Refused { error },
     }
 }
 

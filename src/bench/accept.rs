@@ -10,10 +10,10 @@ use super::Size;
 use super::ground::{Ground, Site};
 use super::log::{self, Record};
 use super::phone::{Wait, post_all};
-use super::progress::{during, grouped};
 use super::report::{Aim, Beside, Figure, Report};
 use super::stats::median;
 use super::tickets::{BATCH, TOPIC, Tickets};
+use crate::progress::{during, grouped};
 
 /// Phones that post at once.
 const PHONES: usize = 16;

@@ -9,9 +9,9 @@ use anyhow::Result;
 use tokio_postgres::Client;
 
 use super::ground::{Ground, Site};
-use super::progress::during;
 use super::tickets::{TOPIC, Tickets};
 use crate::database::plain;
+use crate::progress::during;
 
 /// Slices that a table is filled in, for progress.
 const SLICES: i64 = 20;

@@ -12,7 +12,7 @@ mod floor;
 mod ground;
 mod log;
 mod phone;
-mod progress;
+
 mod project;
 mod pull;
 mod report;

@@ -14,11 +14,11 @@ use super::Size;
 use super::child::Child;
 use super::ground::{Ground, Site};
 use super::phone::{Posting, Wait, post_all};
-use super::progress::{during, grouped};
 use super::report::{Aim, Beside, Figure, Report};
 use super::stats::median;
 use super::tables::{self, CHUNK, Shape, Writer};
 use super::tickets::{BATCH, TOPIC, Tickets};
+use crate::progress::{during, grouped};
 
 /// Phones that fill the topic.
 const PHONES: usize = 8;

@@ -11,10 +11,10 @@ use super::Size;
 use super::fill::fill;
 use super::ground::{Ground, Site};
 use super::phone::Phone;
-use super::progress::{during, grouped};
 use super::report::{Aim, Beside, Figure, Report};
 use super::stats::percentile;
 use super::tickets::{Person, bearer};
+use crate::progress::{during, grouped};
 
 /// Requests before the measuring, in each kind.
 const WARM_UP: usize = 20;

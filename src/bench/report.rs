@@ -8,9 +8,9 @@ use serde::Serialize;
 
 use super::child::Memory;
 use super::ground::Ground;
-use super::progress::grouped;
 use crate::database::plain;
 use crate::output::table;
+use crate::progress::grouped;
 
 /// Marks the part of a Markdown file that is ours.
 const BEGIN: &str = "<!-- tidelog bench writes from here -->";

@@ -12,11 +12,11 @@ use super::floor::{self, Work};
 use super::ground::{Ground, Site};
 use super::log;
 use super::phone::{Posted, Wait, post_all};
-use super::progress::{during, grouped};
 use super::report::{Aim, Beside, Figure, Report};
 use super::stats::{median, percentile};
 use super::tables;
 use super::tickets::{BATCH, PARTITIONS, TOPIC, Tickets};
+use crate::progress::{during, grouped};
 
 /// Phones at once.
 const MANY: usize = 16;

@@ -10,8 +10,8 @@ use anyhow::Result;
 use super::ground::Ground;
 use super::log;
 use super::phone::{Wait, post_all};
-use super::progress::during;
 use super::tickets::{BATCH, TOPIC, Tickets};
+use crate::progress::during;
 
 /// Batches by way of the gateway, and how often a bare producer sends their records again. Measured: the time that
 /// the same batches take falls for 300,000 records, and stays.

@@ -7,9 +7,22 @@ use super::{Domain, Field, FieldType};
 /// What a reader of an older database must be told when a promoted column is missing.
 pub const ADDED_LATER: &str = "a promoted column was added to the definition after the table was made";
 
-/// `CREATE TABLE IF NOT EXISTS …` for the rows and the feed of a domain, in the current schema.
+/// `CREATE TABLE IF NOT EXISTS …` for the rows and the feed of a domain, in the current schema, with their indexes.
 pub fn create_tables(domain: &Domain) -> String {
+    format!("{}\n{}", create_bare_tables(domain), create_indexes(domain))
+}
+
+/// The same tables with those indexes alone that the fold looks things up by.
+pub fn create_bare_tables(domain: &Domain) -> String {
     format!("{}\n{}", rows_table(domain), feed_table(domain))
+}
+
+/// The indexes that only readers need: cheaper to make once a table is full.
+pub fn create_indexes(domain: &Domain) -> String {
+    format!(
+        "CREATE INDEX IF NOT EXISTS {0}_changes_batch ON {0}_changes (batch_id);",
+        domain.table
+    )
 }
 
 /// Name and Postgres type of each promoted column, for a check of an existing table.
@@ -113,8 +126,7 @@ fn feed_table(domain: &Domain) -> String {
     conflict_id uuid,
     previous_offset bigint,{audience}
     PRIMARY KEY (tenant_id, partition, "offset"{key_tail})
-);
-CREATE INDEX IF NOT EXISTS {table}_changes_batch ON {table}_changes (batch_id);"#,
+);"#,
         table = domain.table,
         id_type = id_type(domain),
     )

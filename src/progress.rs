@@ -10,7 +10,7 @@ const TICK: Duration = Duration::from_millis(250);
 const PIPED: Duration = Duration::from_secs(5);
 
 /// Does the work and shows how much of it is done.
-pub(super) async fn during<T>(
+pub(crate) async fn during<T>(
     what: &str,
     total: u64,
     done: impl Fn() -> u64,
@@ -24,7 +24,8 @@ pub(super) async fn during<T>(
         tokio::select! {
             result = &mut work => {
                 let took = began.elapsed().as_secs_f64();
-                say(terminal, &format!("  {what}: {} in {took:.1} s", grouped(total as f64)), true);
+                let count = if total == 0 { "done".to_owned() } else { grouped(total as f64) };
+                say(terminal, &format!("  {what}: {count} in {took:.1} s"), true);
                 return result;
             }
             _ = ticks.tick() => {
@@ -39,6 +40,9 @@ pub(super) async fn during<T>(
 
 fn line(what: &str, total: u64, done: u64, elapsed: Duration) -> String {
     let (total_shown, so_far) = (grouped(total as f64), elapsed.as_secs_f64());
+    if total == 0 {
+        return format!("  {what}: {so_far:.0} s so far");
+    }
     if done == 0 {
         return format!("  {what}: {total_shown}, {so_far:.0} s so far");
     }
@@ -62,7 +66,7 @@ fn say(terminal: bool, line: &str, last: bool) {
 }
 
 /// A whole number with its thousands apart.
-pub(super) fn grouped(number: f64) -> String {
+pub(crate) fn grouped(number: f64) -> String {
     let digits = format!("{number:.0}");
     let mut text = String::new();
     for (at, digit) in digits.chars().enumerate() {

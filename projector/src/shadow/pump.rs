@@ -1,0 +1,285 @@
+//! From the log into the shadow's tables: reads partitions from where they stand to where they are to stand, and hands what is
+//! selected to lanes, which fold and write it as they do everything. Begins anywhere, so a run that was cut off goes on.
+
+use super::select::Selection;
+use super::{Offsets, Shadow};
+use crate::ProjectorError;
+use crate::backlog::LANE_PARCELS;
+use crate::bulk::{Bulk, Seen};
+use crate::lane::{Lane, LaneParts, Progress, ToLane};
+use crate::log::{Log, Parcel};
+use crate::ownership::{Owned, claim};
+use crate::session::Session;
+use rdkafka::message::{Message, OwnedMessage, Timestamp};
+use std::collections::{BTreeMap, HashMap};
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
+use tokio::sync::{Notify, mpsc, watch};
+
+/// How many events were passed on to be folded or passed over, for whoever shows progress.
+#[derive(Debug, Default, Clone)]
+pub struct Passed(Arc<AtomicU64>);
+
+impl Passed {
+    /// So far.
+    pub fn count(&self) -> u64 {
+        self.0.load(Ordering::Relaxed)
+    }
+
+    fn add(&self, count: u64) {
+        self.0.fetch_add(count, Ordering::Relaxed);
+    }
+}
+
+/// The highest time of a record so far, in milliseconds, of each partition.
+pub(super) type Clocks = Arc<Mutex<BTreeMap<i32, i64>>>;
+
+impl Shadow {
+    /// Where folding goes on: what the tables hold, or further where this process has passed over what is not selected.
+    pub async fn positions(&self) -> Result<Offsets, ProjectorError> {
+        let client = self.connect().await?;
+        let sql = self.positions_of(&self.config.schema);
+        let mut positions = self.read_to();
+        for row in client.query(&sql, &[&self.topic(), &self.numbers()]).await? {
+            let at: &mut i64 = positions.entry(row.get(0)).or_default();
+            *at = row.get::<_, i64>(1).max(*at);
+        }
+        Ok(positions)
+    }
+
+    /// Folds what is selected of the log up to `to`. Answers whether it came so far; not where it was told to stop. What was done
+    /// by then stays.
+    pub async fn fold_to(
+        &self,
+        to: &Offsets,
+        selection: &Arc<Selection>,
+        passed: &Passed,
+        stop: &watch::Receiver<bool>,
+    ) -> Result<bool, ProjectorError> {
+        let from = self.positions().await?;
+        let mut ranges: BTreeMap<i32, (i64, Option<i64>)> = BTreeMap::new();
+        for (&partition, &to) in to {
+            let from = from.get(&partition).copied().unwrap_or(0);
+            if from < to {
+                ranges.insert(partition, (from, Some(to)));
+            }
+        }
+        if ranges.is_empty() {
+            return Ok(true);
+        }
+        if self.read_to().is_empty() {
+            self.check_beginnings(&ranges).await?;
+        }
+        let letters = self.letters(&self.connect().await?).await?;
+        let owned = self.own(&ranges).await?;
+        // Only who sees the whole log from its beginning knows what is not in the tables.
+        let fresh = owned.values().all(|owned| owned.next_offset == 0) && from.values().all(|at| *at == 0);
+        let mut lanes = tokio::task::JoinSet::new();
+        for share in shares(&ranges, self.config.jobs) {
+            let (sender, inbox) = mpsc::channel(LANE_PARCELS);
+            let keys = share
+                .values()
+                .map(|(from, to)| to.unwrap_or(0) - from)
+                .sum::<i64>();
+            let seen = fresh.then(|| Seen::new(keys.unsigned_abs()));
+            let progress = Progress::default();
+            let bulk = Bulk {
+                seen,
+                letters: letters.clone(),
+            };
+            let lane = self.lane(inbox, bulk, progress.clone(), stop.clone());
+            let feeding = feed(Feed {
+                log: self.log(),
+                owned: share.keys().filter_map(|p| owned.get(p).cloned()).collect(),
+                ranges: share,
+                selection: selection.clone(),
+                sender,
+                clocks: self.clocks.clone(),
+                passed: passed.clone(),
+                stop: stop.clone(),
+            });
+            let topic = self.topic();
+            lanes.spawn(async move {
+                let (fed, ()) = futures_util::join!(feeding, lane.run());
+                arrived(&topic, &fed?, &progress)
+            });
+        }
+        while let Some(lane) = lanes.join_next().await {
+            let ended = lane.map_err(|error| ProjectorError::Consumer(error.to_string()))?;
+            match ended {
+                Ok(()) => {}
+                Err(_) if *stop.borrow() => return Ok(false),
+                Err(error) => return Err(error),
+            }
+        }
+        if *stop.borrow() {
+            return Ok(false);
+        }
+        self.note_read(to);
+        Ok(true)
+    }
+
+    /// What the log has no more cannot be folded.
+    async fn check_beginnings(
+        &self,
+        ranges: &BTreeMap<i32, (i64, Option<i64>)>,
+    ) -> Result<(), ProjectorError> {
+        let bounds = self.log().bounds().await?;
+        for (&partition, &(from, to)) in ranges {
+            let Some(kept) = bounds.get(&partition) else {
+                return Err(ProjectorError::Log(format!(
+                    "{} has no partition {partition}",
+                    self.topic()
+                )));
+            };
+            if kept.start > from {
+                return Err(ProjectorError::Log(format!(
+                    "partition {partition} of {} begins at offset {}: what stood before is not in the log any more, so it cannot \
+                     be folded from its beginning",
+                    self.topic(),
+                    kept.start
+                )));
+            }
+            if to.is_some_and(|to| to > kept.end) {
+                return Err(ProjectorError::Log(format!(
+                    "partition {partition} of {} ends at offset {}, before what has been applied: the topic was lost or made anew",
+                    self.topic(),
+                    kept.end
+                )));
+            }
+        }
+        Ok(())
+    }
+
+    async fn own(
+        &self,
+        ranges: &BTreeMap<i32, (i64, Option<i64>)>,
+    ) -> Result<BTreeMap<i32, Owned>, ProjectorError> {
+        let mut session = Session::connect(&self.database()).await?;
+        let wanted = BTreeMap::from([(self.topic(), ranges.keys().copied().collect())]);
+        let owned = claim(&mut session, &wanted, &self.config.instance).await?;
+        let owned = owned.into_values().flatten();
+        Ok(owned.map(|owned| (owned.partition, owned)).collect())
+    }
+
+    fn lane(
+        &self,
+        inbox: mpsc::Receiver<ToLane>,
+        bulk: Bulk,
+        progress: Progress,
+        shutdown: watch::Receiver<bool>,
+    ) -> Lane {
+        Lane::new(LaneParts {
+            topic: self.topic(),
+            prefix: self.config.topic_prefix.clone(),
+            registry: self.config.registry.clone(),
+            database: self.database(),
+            inbox,
+            progress,
+            moved: Arc::new(Notify::new()),
+            dead: None,
+            bulk: Some(bulk),
+            shutdown,
+        })
+    }
+}
+
+/// Partitions for each lane, so that each has about as much to do.
+fn shares(ranges: &BTreeMap<i32, (i64, Option<i64>)>, jobs: usize) -> Vec<BTreeMap<i32, (i64, Option<i64>)>> {
+    let size = |range: &(i64, Option<i64>)| range.1.unwrap_or(0) - range.0;
+    let mut by_size: Vec<_> = ranges.iter().collect();
+    by_size.sort_by_key(|(_, range)| -size(range));
+    let mut shares = vec![(0, BTreeMap::new()); jobs.clamp(1, ranges.len().max(1))];
+    for (partition, range) in by_size {
+        if let Some((work, share)) = shares.iter_mut().min_by_key(|(work, _)| *work) {
+            *work += size(range);
+            share.insert(*partition, *range);
+        }
+    }
+    shares.into_iter().map(|(_, share)| share).collect()
+}
+
+struct Feed {
+    log: Log,
+    owned: Vec<Owned>,
+    ranges: BTreeMap<i32, (i64, Option<i64>)>,
+    selection: Arc<Selection>,
+    sender: mpsc::Sender<ToLane>,
+    clocks: Clocks,
+    passed: Passed,
+    stop: watch::Receiver<bool>,
+}
+
+/// Hands the lane its partitions and what is selected of them; answers, of each, the offset after the last that it handed over.
+async fn feed(feed: Feed) -> Result<Offsets, ProjectorError> {
+    let mut handed = Offsets::new();
+    let gone = || ProjectorError::Consumer("the lane ended".into());
+    for owned in feed.owned {
+        let sent = feed.sender.send(ToLane::Own(owned)).await;
+        sent.map_err(|_| gone())?;
+    }
+    let mut parcels = feed.log.read(&feed.ranges);
+    while let Some(parcel) = parcels.recv().await {
+        let parcel = parcel?;
+        let partition = parcel.partition;
+        if *feed.stop.borrow() {
+            break;
+        }
+        let count = parcel.records.len() as u64;
+        let records = selected(&feed.selection, &feed.clocks, parcel);
+        if let Some(last) = records.last() {
+            handed.insert(partition, last.offset() + 1);
+            let sent = feed.sender.send(ToLane::Records(records)).await;
+            sent.map_err(|_| gone())?;
+        }
+        feed.passed.add(count);
+    }
+    Ok(handed)
+}
+
+/// What is selected of a parcel, at the times that it would have if nothing were left out.
+fn selected(selection: &Selection, clocks: &Clocks, parcel: Parcel) -> Vec<OwnedMessage> {
+    if matches!(selection, Selection::All) {
+        return parcel.records;
+    }
+    let mut clocks = clocks.lock().unwrap_or_else(PoisonError::into_inner);
+    let clock = clocks.entry(parcel.partition).or_default();
+    let mut records = Vec::new();
+    for record in parcel.records {
+        let time = record.timestamp().to_millis().unwrap_or_default();
+        *clock = time.max(*clock);
+        if !selection.takes(&record) {
+            continue;
+        }
+        records.push(match time < *clock {
+            true => OwnedMessage::new(
+                record.payload().map(<[u8]>::to_vec),
+                record.key().map(<[u8]>::to_vec),
+                record.topic().to_owned(),
+                Timestamp::LogAppendTime(*clock),
+                record.partition(),
+                record.offset(),
+                record.headers().cloned(),
+            ),
+            false => record,
+        });
+    }
+    records
+}
+
+/// Whether the lane has brought everything into the tables.
+fn arrived(topic: &str, handed: &Offsets, progress: &Progress) -> Result<(), ProjectorError> {
+    let owned: HashMap<(String, i32), Owned> =
+        progress.lock().unwrap_or_else(PoisonError::into_inner).clone();
+    for (partition, to) in handed {
+        let at = owned
+            .get(&(topic.to_owned(), *partition))
+            .map_or(0, |owned| owned.next_offset);
+        if at < *to {
+            return Err(ProjectorError::Consumer(format!(
+                "partition {partition} of {topic} came to {at} instead of {to}: another run may have taken it over"
+            )));
+        }
+    }
+    Ok(())
+}

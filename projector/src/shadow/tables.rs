@@ -1,0 +1,196 @@
+//! The schema of a shadow: made with the tables that the projector writes, filled by others, indexed when it is full, and dropped.
+//! The live schema's table `shadows` notes those that outlive a run. Functions are the live schema's, so that a table that moves
+//! there hangs on nothing that is dropped.
+
+use super::Shadow;
+use crate::ProjectorError;
+use crate::fold::FOLD_VERSION;
+use sha2::{Digest, Sha256};
+use std::fmt::Write as _;
+use tidelog_events::domain::{create_bare_tables, create_indexes};
+use tokio_postgres::Client;
+
+/// The tables of all domains, as the projector writes them; each of a domain's own comes from its definition.
+pub(super) const SHARED: [&str; 5] = [
+    "positions",
+    "outcomes",
+    "conflicts",
+    "dead_letters",
+    "idempotency_records",
+];
+
+/// What has become of a shadow.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum ShadowState {
+    /// Folding has begun, and may go on.
+    Loading,
+    /// All is folded and indexed.
+    Ready,
+    /// It holds the tables that were live before it.
+    Retired,
+}
+
+impl ShadowState {
+    fn as_str(self) -> &'static str {
+        match self {
+            ShadowState::Loading => "loading",
+            ShadowState::Ready => "ready",
+            ShadowState::Retired => "retired",
+        }
+    }
+
+    fn parse(text: &str) -> Option<ShadowState> {
+        use ShadowState::{Loading, Ready, Retired};
+        [Loading, Ready, Retired]
+            .into_iter()
+            .find(|state| state.as_str() == text)
+    }
+}
+
+impl Shadow {
+    /// Takes the schema for this process alone, as long as `client` is connected.
+    pub async fn lock(&self, client: &Client) -> Result<(), ProjectorError> {
+        let name = format!("tidelog shadow {}", self.config.schema);
+        let taken = client
+            .query_one("SELECT pg_try_advisory_lock(hashtextextended($1, 0))", &[&name])
+            .await?;
+        match taken.get(0) {
+            true => Ok(()),
+            false => Err(ProjectorError::Busy(format!(
+                "another run of this command is at work on {}: wait for it, or stop it",
+                self.topic()
+            ))),
+        }
+    }
+
+    /// What has become of an earlier run, if it left anything, and whether it was made by today's fold and definitions.
+    pub async fn state(&self, client: &Client) -> Result<Option<(ShadowState, bool)>, ProjectorError> {
+        let sql = format!(
+            "SELECT state, fold_version, definitions FROM \"{}\".shadows WHERE topic = $1",
+            self.config.live
+        );
+        let Some(row) = client.query_opt(&sql, &[&self.topic()]).await? else {
+            return Ok(None);
+        };
+        let text: &str = row.get(0);
+        let state = ShadowState::parse(text)
+            .ok_or_else(|| ProjectorError::Stored(format!("the state {text:?} of a shadow")))?;
+        let same =
+            row.get::<_, i32>(1) == FOLD_VERSION.cast_signed() && row.get::<_, &str>(2) == self.definitions();
+        Ok(Some((state, same)))
+    }
+
+    /// Makes the schema and its tables, empty.
+    pub async fn make(&self, client: &mut Client) -> Result<(), ProjectorError> {
+        let (schema, live) = (&self.config.schema, &self.config.live);
+        let kind = if self.config.scratch { "UNLOGGED " } else { "" };
+        let mut sql = format!("CREATE SCHEMA \"{schema}\";\n");
+        for table in SHARED {
+            // A String takes whatever is written to it.
+            let _ = writeln!(
+                sql,
+                "CREATE {kind}TABLE \"{schema}\".{table} (LIKE \"{live}\".{table} INCLUDING ALL);"
+            );
+        }
+        let _ = writeln!(
+            sql,
+            "CREATE {kind}TABLE \"{schema}\".selected (tenant_id text, identity text, PRIMARY KEY (tenant_id, identity));"
+        );
+        for domain in &self.domains {
+            let tables = create_bare_tables(domain);
+            sql.push_str(&tables.replace("CREATE TABLE ", &format!("CREATE {kind}TABLE ")));
+            sql.push('\n');
+        }
+        let transaction = client.transaction().await?;
+        transaction.batch_execute(&sql).await?;
+        if !self.config.scratch {
+            let note = format!(
+                "INSERT INTO \"{live}\".shadows (topic, schema_name, state, fold_version, definitions) VALUES ($1, $2, 'loading', $3, $4)"
+            );
+            let version = FOLD_VERSION.cast_signed();
+            transaction
+                .execute(&note, &[&self.topic(), schema, &version, &self.definitions()])
+                .await?;
+        }
+        transaction.commit().await?;
+        Ok(())
+    }
+
+    /// Notes which keys were selected, for the comparison.
+    pub async fn note_selected(
+        &self,
+        client: &Client,
+        selection: &super::Selection,
+    ) -> Result<(), ProjectorError> {
+        let super::Selection::Keys(keys) = selection else {
+            return Ok(());
+        };
+        let parts = keys.iter().filter_map(|key| {
+            let (tenant, identity) = std::str::from_utf8(key).ok()?.split_once('/')?;
+            Some((super::select::decoded(tenant)?, identity.to_owned()))
+        });
+        let (tenants, identities): (Vec<String>, Vec<String>) = parts.unzip();
+        let sql = format!(
+            "INSERT INTO \"{}\".selected SELECT * FROM unnest($1::text[], $2::text[]) ON CONFLICT DO NOTHING",
+            self.config.schema
+        );
+        client.execute(&sql, &[&tenants, &identities]).await?;
+        Ok(())
+    }
+
+    /// Makes what only readers need, and tells Postgres how much there is.
+    pub async fn index(&self, client: &Client) -> Result<(), ProjectorError> {
+        let mut sql = String::new();
+        for domain in &self.domains {
+            sql.push_str(&create_indexes(domain));
+            let _ = write!(
+                sql,
+                "\nANALYZE {0};\nANALYZE {0}_changes;\n",
+                quoted(&self.config.schema, &domain.table)
+            );
+        }
+        // Each statement for itself: an index that was made stays made.
+        for statement in sql.split_inclusive(';').filter(|text| text.contains(';')) {
+            client.batch_execute(statement).await?;
+        }
+        Ok(())
+    }
+
+    /// Notes how far it has come.
+    pub async fn note_state(&self, client: &Client, state: ShadowState) -> Result<(), ProjectorError> {
+        let sql = format!(
+            "UPDATE \"{}\".shadows SET state = $2, updated_at = now() WHERE topic = $1",
+            self.config.live
+        );
+        client.execute(&sql, &[&self.topic(), &state.as_str()]).await?;
+        Ok(())
+    }
+
+    /// Drops the schema with all that is in it, if it is there.
+    pub async fn discard(&self, client: &mut Client) -> Result<(), ProjectorError> {
+        let transaction = client.transaction().await?;
+        let drop = format!("DROP SCHEMA IF EXISTS \"{}\" CASCADE", self.config.schema);
+        transaction.batch_execute(&drop).await?;
+        if !self.config.scratch {
+            let forget = format!("DELETE FROM \"{}\".shadows WHERE topic = $1", self.config.live);
+            transaction.execute(&forget, &[&self.topic()]).await?;
+        }
+        transaction.commit().await?;
+        Ok(())
+    }
+
+    /// A hash of how the tables are made.
+    fn definitions(&self) -> String {
+        let mut hash = Sha256::new();
+        for domain in &self.domains {
+            hash.update(create_bare_tables(domain));
+        }
+        let digest = hash.finalize();
+        digest[..8].iter().map(|byte| format!("{byte:02x}")).collect()
+    }
+}
+
+/// Names come from settings and definitions, whose rules leave nothing to escape.
+pub(super) fn quoted(schema: &str, table: &str) -> String {
+    format!("\"{schema}\".{table}")
+}

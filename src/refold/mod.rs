@@ -1,0 +1,224 @@
+//! Commands that fold a topic's log again beside the live tables: `rebuild` puts what comes of it in their place, `verify` says
+//! where they differ, `replay` puts right what a stretch of the log is about. Each is a few steps over the projector's shadow,
+//! which this file sets up and reports on; what folding means is the projector's.
+
+pub(crate) mod rebuild;
+pub(crate) mod replay;
+mod shown;
+pub(crate) mod verify;
+
+use std::collections::BTreeSet;
+use std::sync::Arc;
+use std::time::Instant;
+
+use anyhow::{Context, Result, bail};
+use clap::Args;
+use sha2::{Digest, Sha256};
+use tidelog_events::domain::{Domain, Registry};
+use tidelog_projector::shadow::{Offsets, Passed, Selection, Shadow, ShadowConfig};
+use tokio::sync::watch;
+use tokio_postgres::Client;
+
+use crate::migrate::check_migrated;
+use crate::progress::during;
+use crate::serve::INSTANCE;
+use crate::settings::{DatabaseSettings, DomainSettings, KafkaSettings};
+use crate::{database, domains};
+
+/// Where the log and the tables are, and how hard to work.
+#[derive(Args, Clone, Debug)]
+pub(crate) struct Ground {
+    /// Partitions that are folded at once; by default as many as there are processors
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u16).range(1..=64))]
+    jobs: Option<u16>,
+    #[command(flatten)]
+    pub(crate) kafka: KafkaSettings,
+    #[command(flatten)]
+    pub(crate) database: DatabaseSettings,
+    #[command(flatten)]
+    pub(crate) domains: DomainSettings,
+}
+
+/// What a shadow is for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Purpose {
+    /// Kept until it is swapped in, and afterwards with what it replaced.
+    Rebuild,
+    /// Gone when the command ends.
+    Scratch(&'static str),
+}
+
+impl Ground {
+    fn registry(&self) -> Result<Arc<Registry>> {
+        domains::registry(&self.domains)
+    }
+
+    /// A connection to a schema of this build.
+    async fn connect(&self, use_of: &str, registry: &Registry) -> Result<Client> {
+        let config = database::config(&self.database, use_of, &[("statement_timeout", "0")])?;
+        let client = database::connect(&config).await?;
+        check_migrated(&client, &self.database.schema, registry).await?;
+        Ok(client)
+    }
+
+    /// A shadow of one topic.
+    fn shadow(
+        &self,
+        registry: &Arc<Registry>,
+        topic: &str,
+        purpose: Purpose,
+        partitions: Option<BTreeSet<i32>>,
+    ) -> Result<Shadow> {
+        let (kind, scratch) = match purpose {
+            Purpose::Rebuild => ("shadow", false),
+            Purpose::Scratch(kind) => (kind, true),
+        };
+        let processors = std::thread::available_parallelism().map_or(2, std::num::NonZero::get);
+        Ok(Shadow::new(ShadowConfig {
+            brokers: self.kafka.kafka_brokers.clone(),
+            topic_prefix: self.kafka.topic_prefix.clone(),
+            registry: registry.clone(),
+            database: database::config(&self.database, kind, &[])?,
+            live: self.database.schema.clone(),
+            schema: schema_name(&self.database.schema, kind, topic),
+            topic: topic.to_owned(),
+            instance: INSTANCE.clone(),
+            partitions,
+            jobs: self.jobs.map_or(processors, usize::from),
+            scratch,
+        }))
+    }
+}
+
+/// The schema of a shadow: after the live one, what it is for and its topic. A name that Postgres would cut off ends in a hash.
+fn schema_name(live: &str, kind: &str, topic: &str) -> String {
+    let plain: String = topic
+        .trim_start_matches("sync.")
+        .trim_end_matches(".v1")
+        .chars()
+        .map(|c| {
+            if c.is_ascii_alphanumeric() {
+                c.to_ascii_lowercase()
+            } else {
+                '_'
+            }
+        })
+        .collect();
+    let name = format!("{live}_{kind}_{plain}");
+    // While tables are swapped a schema of this name with five more letters is there for a moment.
+    if name.len() <= 58 {
+        return name;
+    }
+    let digest = Sha256::digest(name.as_bytes());
+    let hash: String = digest[..6].iter().map(|byte| format!("{byte:02x}")).collect();
+    format!("{}_{hash}", &name[..45])
+}
+
+/// A domain of that name, or an error that lists those there are.
+fn named<'a>(registry: &'a Registry, name: &str) -> Result<&'a Arc<Domain>> {
+    registry.by_name(name).with_context(|| {
+        let known: Vec<&str> = registry.iter().map(|domain| domain.name.as_str()).collect();
+        format!("there is no domain {name:?}; there are {}", known.join(", "))
+    })
+}
+
+/// The names of the domains on a shadow's topic.
+fn names(shadow: &Shadow) -> Vec<String> {
+    shadow
+        .domains()
+        .iter()
+        .map(|domain| domain.name.clone())
+        .collect()
+}
+
+/// Partitions of a topic that were asked for, checked.
+async fn existing(shadow: &Shadow, wanted: &[i32]) -> Result<Option<BTreeSet<i32>>> {
+    if wanted.is_empty() {
+        return Ok(None);
+    }
+    let bounds = shadow.log().bounds().await?;
+    if let Some(missing) = wanted.iter().find(|partition| !bounds.contains_key(partition)) {
+        bail!(
+            "{} has no partition {missing}: it has {} of them, numbered from 0",
+            shadow.topic(),
+            bounds.len()
+        );
+    }
+    Ok(Some(wanted.iter().copied().collect()))
+}
+
+/// How much was folded, and how fast.
+#[derive(Debug, Clone, Copy, Default)]
+struct Pace {
+    events: u64,
+    seconds: f64,
+}
+
+impl Pace {
+    fn rate(&self) -> f64 {
+        self.events as f64 / self.seconds.max(0.001)
+    }
+}
+
+/// Folds up to where the service stands now, and shows how far it is. None where it was told to stop.
+async fn fold(
+    shadow: &Shadow,
+    client: &Client,
+    selection: &Arc<Selection>,
+    stop: &watch::Receiver<bool>,
+) -> Result<Option<Pace>> {
+    let to = shadow.live_positions(client).await?;
+    let from = shadow.positions().await?;
+    let events = ahead(&from, &to);
+    let (passed, began) = (Passed::default(), Instant::now());
+    let folding = shadow.fold_to(&to, selection, &passed, stop);
+    let folded = match events {
+        0 => folding.await?,
+        _ => {
+            during(
+                &format!("folding {}", shadow.topic()),
+                events,
+                || passed.count(),
+                folding,
+            )
+            .await?
+        }
+    };
+    let seconds = began.elapsed().as_secs_f64();
+    Ok(folded.then_some(Pace { events, seconds }))
+}
+
+/// How many events lie between.
+fn ahead(from: &Offsets, to: &Offsets) -> u64 {
+    let each = to
+        .iter()
+        .map(|(partition, to)| to - from.get(partition).copied().unwrap_or(0));
+    each.map(|events| events.max(0).unsigned_abs()).sum()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_shadows_schema_has_a_name_that_postgres_keeps() {
+        assert_eq!(
+            schema_name("tidelog", "shadow", "sync.work-orders.v1"),
+            "tidelog_shadow_work_orders"
+        );
+        let long = schema_name(
+            "a_schema_of_a_rather_long_name_indeed",
+            "shadow",
+            "sync.inspections-of-lifts.v1",
+        );
+        assert_eq!(long.len(), 58);
+        assert_ne!(
+            long,
+            schema_name(
+                "a_schema_of_a_rather_long_name_indeed",
+                "shadow",
+                "sync.inspections-of-lifts.v2"
+            )
+        );
+    }
+}

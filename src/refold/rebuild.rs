@@ -1,0 +1,311 @@
+//! `tidelog rebuild`: a topic's tables made again from the log, beside those that serve, and put in their place. Folds, follows the
+//! service, makes indexes, compares, swaps; goes on where an earlier run was cut off. The swapped-out tables stay for the way back.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use anyhow::{Context, Result, bail};
+use clap::Args;
+use serde::Serialize;
+use tidelog_events::domain::Registry;
+use tidelog_projector::shadow::{Candidates, Selection, Shadow, ShadowState};
+use tokio::sync::watch;
+use tokio_postgres::Client;
+
+use super::shown::{self, Shown};
+use super::{Ground, Pace, Purpose, ahead, fold, named, names};
+use crate::output::OutputArgs;
+use crate::progress::{during, grouped};
+use crate::shutdown::until_signal;
+
+const LEAVE: Duration = Duration::from_secs(60);
+/// So near to the service the rest is folded while it waits.
+const NEAR: u64 = 500;
+/// Rounds of coming near.
+const ROUNDS: usize = 50;
+
+/// Makes a domain's tables again from the log, while the old ones serve
+#[derive(Args, Clone, Debug)]
+#[command(
+    long_about = "Folds a domain's log from its beginning into tables beside the live ones, as fast as Postgres takes it; follows \
+                  the service, makes the indexes, compares, and swaps the new tables in, in one short transaction. Cursors and \
+                  receipts that phones hold stay good. Where the definition has a new promoted column, this is how its tables get \
+                  it; where the fold has changed, this is how what was folded by the old one is brought up to date. Rows that \
+                  differ are listed, and swapped in only with --accept-differences. Domains that share a topic are rebuilt \
+                  together. Stopped or killed, it goes on from there when it is run again.",
+    after_help = "Examples:\n  tidelog rebuild --domain helpdesk --dry-run\n  tidelog rebuild --domain helpdesk\n  \
+                  tidelog rebuild --domain helpdesk --back\n  tidelog rebuild --domain helpdesk --discard\n\nExit codes:\n  \
+                  0  done\n  \
+                  1  failed, or stopped on the way: run it again to go on, or with --discard to give up\n  \
+                  2  wrong command line or setting\n  \
+                  3  not swapped, because rows differ; it says which"
+)]
+pub(crate) struct RebuildArgs {
+    /// The domain
+    #[arg(long, value_name = "NAME")]
+    domain: String,
+    /// Fold and compare, and leave the swap for another run
+    #[arg(long)]
+    no_swap: bool,
+    /// Swap although rows differ: what the log says is right
+    #[arg(long)]
+    accept_differences: bool,
+    /// Swap the tables back that the last swap has taken out
+    #[arg(long, conflicts_with_all = ["discard", "no_swap"])]
+    back: bool,
+    /// Drop what an unfinished run has made, or what the last swap has taken out
+    #[arg(long)]
+    discard: bool,
+    /// Say what would be done, and do nothing
+    #[arg(long)]
+    dry_run: bool,
+    #[command(flatten)]
+    ground: Ground,
+    #[command(flatten)]
+    output: OutputArgs,
+}
+
+/// What was done.
+#[derive(Debug, Default, Serialize)]
+struct Rebuilt {
+    topic: String,
+    domains: Vec<String>,
+    /// `planned`, `folded`, `swapped`, `swapped back`, `discarded`.
+    done: &'static str,
+    events: u64,
+    events_per_second: u64,
+    differences: Vec<Shown>,
+    /// There are more differences than these.
+    more: bool,
+    /// Rows of the tables that all domains share, exchanged with the swap.
+    exchanged: u64,
+    /// How long projection of the topic waited for the swap.
+    stood_still_ms: Option<u64>,
+    /// Views of others that look at the new tables now.
+    views: Vec<String>,
+    /// What may be done next.
+    next: String,
+}
+
+/// Runs the command.
+pub(crate) async fn run(args: RebuildArgs) -> Result<std::process::ExitCode> {
+    let registry = args.ground.registry()?;
+    let topic = named(&registry, &args.domain)?.topic.clone();
+    let mut code = std::process::ExitCode::SUCCESS;
+    until_signal(LEAVE, async |stop| {
+        let rebuilt = rebuild(&args, &registry, &topic, &stop).await?;
+        if !args.no_swap && rebuilt.done == "folded" {
+            code = std::process::ExitCode::from(3);
+        }
+        args.output.output.print(&rebuilt, text)
+    })
+    .await?;
+    Ok(code)
+}
+
+async fn rebuild(
+    args: &RebuildArgs,
+    registry: &Arc<Registry>,
+    topic: &str,
+    stop: &watch::Receiver<bool>,
+) -> Result<Rebuilt> {
+    let shadow = args.ground.shadow(registry, topic, Purpose::Rebuild, None)?;
+    let mut client = args.ground.connect("rebuild", registry).await?;
+    shadow.lock(&client).await?;
+    let state = shadow.state(&client).await?;
+    if args.discard {
+        return discard(args, &shadow, state, &mut client).await;
+    }
+    match (args.back, state) {
+        (true, None | Some((ShadowState::Loading | ShadowState::Ready, _))) => {
+            bail!("there is nothing to swap back: what the last swap took out is gone, or there was none")
+        }
+        (false, Some((ShadowState::Retired, _))) => bail!(
+            "what the last swap of this topic took out is still there: swap it back with --back, or drop it with --discard first"
+        ),
+        (false, Some((_, false))) => bail!(
+            "an unfinished rebuild was begun by another release or another definition: drop it with --discard, and begin again"
+        ),
+        _ => {}
+    }
+    if args.dry_run {
+        return planned(&shadow, &client, state.is_some(), args.back).await;
+    }
+    if state.is_none() {
+        let mut made = shadow.connect().await?;
+        shadow.make(&mut made).await?;
+    }
+    go(args, &shadow, &mut client, state.map(|(state, _)| state), stop).await
+}
+
+async fn discard(
+    args: &RebuildArgs,
+    shadow: &Shadow,
+    state: Option<(ShadowState, bool)>,
+    client: &mut Client,
+) -> Result<Rebuilt> {
+    let what = match state {
+        None => bail!("there is nothing to drop"),
+        Some((ShadowState::Retired, _)) => {
+            "the tables that the last swap has taken out; there is no way back then"
+        }
+        Some(_) => "an unfinished rebuild",
+    };
+    if !args.dry_run {
+        shadow.discard(client).await?;
+    }
+    Ok(Rebuilt {
+        topic: shadow.topic(),
+        domains: names(shadow),
+        done: if args.dry_run { "planned" } else { "discarded" },
+        next: match args.dry_run {
+            true => format!("without --dry-run it drops {what}"),
+            false => String::new(),
+        },
+        ..Rebuilt::default()
+    })
+}
+
+async fn planned(shadow: &Shadow, client: &Client, begun: bool, back: bool) -> Result<Rebuilt> {
+    let to = shadow.live_positions(client).await?;
+    let from = match begun {
+        true => shadow.positions().await?,
+        false => std::collections::BTreeMap::new(),
+    };
+    Ok(Rebuilt {
+        topic: shadow.topic(),
+        domains: names(shadow),
+        done: "planned",
+        events: ahead(&from, &to),
+        next: match (begun, back) {
+            (_, true) => {
+                "without --dry-run it brings the retired tables up to date and swaps them back".into()
+            }
+            (true, _) => "without --dry-run it goes on with the rebuild that was begun".into(),
+            (false, _) => "without --dry-run it begins".into(),
+        },
+        ..Rebuilt::default()
+    })
+}
+
+const STOPPED: &str = "stopped: run it again to go on, or with --discard to give up";
+
+async fn go(
+    args: &RebuildArgs,
+    shadow: &Shadow,
+    client: &mut Client,
+    state: Option<ShadowState>,
+    stop: &watch::Receiver<bool>,
+) -> Result<Rebuilt> {
+    let everything = Arc::new(Selection::All);
+    let pace = near(shadow, client, stop).await?;
+    if state.is_none_or(|state| state == ShadowState::Loading) {
+        let made = shadow.connect().await?;
+        during(
+            &format!("indexing {}", shadow.topic()),
+            0,
+            || 0,
+            shadow.index(&made),
+        )
+        .await?;
+        shadow.note_state(client, ShadowState::Ready).await?;
+    }
+    near(shadow, client, stop).await?;
+    let what = format!("comparing {}", shadow.topic());
+    let (_, candidates) = during(&what, 0, || 0, shadow.compare(client, &everything)).await?;
+    let settled = shadow
+        .settle(client, &candidates, &everything, false, stop)
+        .await?;
+    if settled.stopped {
+        bail!(STOPPED);
+    }
+    let mut rebuilt = Rebuilt {
+        topic: shadow.topic(),
+        domains: names(shadow),
+        done: "folded",
+        events: pace.events,
+        events_per_second: pace.rate() as u64,
+        differences: settled.differences.iter().map(Shown::from).collect(),
+        more: settled.more,
+        ..Rebuilt::default()
+    };
+    let differs = !rebuilt.differences.is_empty() && !args.accept_differences;
+    if args.no_swap || differs {
+        rebuilt.next = match differs {
+            true => "rows differ, so nothing was swapped: look at them, then run it again with --accept-differences, or with --discard".into(),
+            false => "run it again without --no-swap to swap".into(),
+        };
+        return Ok(rebuilt);
+    }
+    swap(args, shadow, client, &candidates, stop, rebuilt).await
+}
+
+async fn swap(
+    args: &RebuildArgs,
+    shadow: &Shadow,
+    client: &mut Client,
+    candidates: &[Candidates],
+    stop: &watch::Receiver<bool>,
+    mut rebuilt: Rebuilt,
+) -> Result<Rebuilt> {
+    let swapping = shadow.swap(client, candidates, stop);
+    let what = format!("swapping {}", shadow.topic());
+    let swapped = during(&what, 0, || 0, swapping).await?.context(STOPPED)?;
+    rebuilt.done = if args.back { "swapped back" } else { "swapped" };
+    rebuilt.exchanged = swapped.exchanged;
+    rebuilt.stood_still_ms = Some(swapped.stood_still.as_millis() as u64);
+    rebuilt.views = swapped.views;
+    rebuilt.next = format!(
+        "what was live before is kept: `tidelog rebuild --domain {0} --back` swaps it back, and with --discard it is dropped",
+        args.domain
+    );
+    Ok(rebuilt)
+}
+
+/// Folds until the service is hardly ahead.
+async fn near(shadow: &Shadow, client: &Client, stop: &watch::Receiver<bool>) -> Result<Pace> {
+    let everything = Arc::new(Selection::All);
+    let mut all = Pace::default();
+    for _ in 0..ROUNDS {
+        let pace = fold(shadow, client, &everything, stop).await?.context(STOPPED)?;
+        all.events += pace.events;
+        all.seconds += pace.seconds;
+        if pace.events < NEAR {
+            return Ok(all);
+        }
+    }
+    bail!(
+        "the service applies events as fast as they can be folded again: give it more --jobs, or try at a quieter hour; what was folded stays"
+    )
+}
+
+fn text(rebuilt: &Rebuilt) -> String {
+    let mut text = format!(
+        "{} ({}): {}",
+        rebuilt.topic,
+        rebuilt.domains.join(", "),
+        rebuilt.done
+    );
+    if rebuilt.events > 0 {
+        text.push_str(&format!(", {} events", grouped(rebuilt.events as f64)));
+    }
+    if rebuilt.events_per_second > 0 {
+        text.push_str(&format!(" at {}/s", grouped(rebuilt.events_per_second as f64)));
+    }
+    if let Some(ms) = rebuilt.stood_still_ms {
+        text.push_str(&format!(", projection waited {ms} ms for the swap"));
+    }
+    text.push_str(&match (rebuilt.done, rebuilt.differences.len()) {
+        ("planned" | "discarded", _) => "\n".to_owned(),
+        (_, 0) => "; no row differs\n".to_owned(),
+        (_, count) => format!("; {count} rows differ\n"),
+    });
+    text.push_str(&shown::text(&rebuilt.differences));
+    for view in &rebuilt.views {
+        text.push_str(&format!("  The view {view} looks at the new tables.\n"));
+    }
+    if !rebuilt.next.is_empty() {
+        text.push_str(&format!("Next: {}.\n", rebuilt.next));
+    }
+    text
+}

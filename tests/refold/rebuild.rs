@@ -1,0 +1,112 @@
+//! Every domain is rebuilt under live writes, killed twice on the way, while phones pull.
+
+use std::collections::BTreeMap;
+use std::time::Duration;
+
+use http::Method;
+use serde_json::Value;
+use tidelog_http::auth::Role;
+
+use crate::crew::{self, Crew};
+use crate::support::items::DOMAINS;
+use crate::support::phone::Phone;
+use crate::support::projection::projection;
+use crate::support::service::Service;
+
+/// Events before anything is rebuilt.
+fn events() -> usize {
+    let wanted = std::env::var("TIDELOG_REFOLD_EVENTS").ok();
+    wanted.and_then(|text| text.parse().ok()).unwrap_or(4000)
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn every_domain_is_rebuilt_under_load_although_it_is_killed() {
+    let service = Service::start("rebuild");
+    let deployment = &service.deployment;
+    let tenants = crew::tenants();
+    crew::fill(deployment, &tenants, events()).await;
+    let crew = Crew::start(deployment, &tenants, 3, 5, Duration::from_millis(40));
+    for known in DOMAINS.iter().filter(|known| known.url != "journal-media") {
+        for step in ["project.writing@1", "project.committed@1"] {
+            killed(&service, known.url, step);
+        }
+        let rebuilt = deployment.run(&["rebuild", "--domain", known.url, "--output", "json"]);
+        let rebuilt = rebuilt.json();
+        assert_eq!(rebuilt["done"], "swapped", "{rebuilt}");
+        assert_eq!(rebuilt["differences"], serde_json::json!([]), "{rebuilt}");
+        println!("{}: waited {} ms", known.url, rebuilt["stood_still_ms"]);
+    }
+    let left = crew.end().await;
+    let before = projection(deployment).await;
+    let verified = deployment.run(&["verify", "--output", "json"]);
+    assert_eq!(verified.code, 0, "{} {}", verified.stdout, verified.stderr);
+    same(
+        &projection(deployment).await,
+        &before,
+        "verifying changes nothing",
+    );
+    receipts_resolve(&service, &left).await;
+    // The way back, and giving it up.
+    let back = deployment
+        .run(&["rebuild", "--domain", "helpdesk", "--back", "--output", "json"])
+        .json();
+    assert_eq!(back["done"], "swapped back", "{back}");
+    same(
+        &projection(deployment).await,
+        &before,
+        "swapping back changes nothing",
+    );
+    assert_eq!(
+        deployment.run(&["rebuild", "--domain", "helpdesk"]).code,
+        1,
+        "what was swapped out is still there"
+    );
+    deployment
+        .run(&["rebuild", "--domain", "helpdesk", "--discard"])
+        .ok();
+    deployment.run(&["verify", "--domain", "helpdesk"]).ok();
+}
+
+/// Killed at a step, if it comes so far: a domain with few events may be done before.
+fn killed(service: &Service, domain: &str, step: &str) {
+    let mut command = service
+        .deployment
+        .command(&["rebuild", "--domain", domain, "--no-swap"]);
+    command.env("TIDELOG_DRILL_STOP", format!("{step}:kill"));
+    let output = command.output().expect("tidelog can be run");
+    let said = String::from_utf8_lossy(&output.stderr).into_owned();
+    assert!(output.status.code().is_none_or(|code| code == 0), "{said}");
+}
+
+/// Table by table, row by row, so that a difference can be read.
+fn same(now: &BTreeMap<String, Vec<String>>, before: &BTreeMap<String, Vec<String>>, what: &str) {
+    for (table, rows) in now.iter().filter(|(table, _)| *table != "shadows") {
+        let before = &before[table];
+        assert_eq!(rows.len(), before.len(), "{what}: {table}");
+        for (row, before) in rows.iter().zip(before) {
+            assert_eq!(row, before, "{what}: {table}");
+        }
+    }
+}
+
+async fn receipts_resolve(service: &Service, left: &crew::Left) {
+    let tenants = &left.tenants;
+    let phones: Vec<Phone> = tenants
+        .iter()
+        .map(|tenant| Phone::of(&service.deployment, tenant, "sue", "desk", Role::Operator))
+        .collect();
+    let mut resolved = 0;
+    for receipt in left.receipts.iter().rev().take(40) {
+        for phone in &phones {
+            let path = format!("/api/v1/sync/batches/{receipt}");
+            let answer = phone.send(Method::GET, &path, &[], "").await;
+            if answer.status == 200 {
+                let answer: Value = answer.json();
+                assert_eq!(answer["status"], "complete", "{answer}");
+                resolved += 1;
+                break;
+            }
+        }
+    }
+    assert!(resolved > 0, "no receipt resolves");
+}

@@ -14,6 +14,7 @@ mod hits;
 mod ingest;
 mod kafka;
 mod logging;
+mod look;
 mod migrate;
 mod output;
 mod preflight;
@@ -23,6 +24,7 @@ mod settings;
 mod shutdown;
 mod stack;
 mod status;
+mod tail;
 mod tenant;
 mod token;
 mod topics;
@@ -61,6 +63,7 @@ enum Command {
     Migrate(migrate::MigrateArgs),
     Topics(topics::TopicsArgs),
     Status(status::StatusArgs),
+    Tail(Box<tail::TailArgs>),
     Tenant(tenant::TenantArgs),
     Token(token::TokenArgs),
     CheckDomain(check_domain::CheckDomainArgs),
@@ -102,6 +105,7 @@ async fn run() -> ExitCode {
         Command::Migrate(args) => migrate::run(args).await.map(done),
         Command::Topics(args) => topics::run(args).await,
         Command::Status(args) => status::run(args).await.map(done),
+        Command::Tail(args) => tail::run(*args).await.map(done),
         Command::Tenant(args) => tenant::run(args).await.map(done),
         Command::Token(args) => token::run(args).map(done),
         Command::CheckDomain(args) => check_domain::run(args),

@@ -3,8 +3,9 @@
 
 use crate::ProjectorError;
 use chrono::{DateTime, Utc};
+use rdkafka::client::ClientContext;
 use rdkafka::config::{ClientConfig, RDKafkaLogLevel};
-use rdkafka::consumer::{BaseConsumer, Consumer};
+use rdkafka::consumer::{BaseConsumer, Consumer, ConsumerContext};
 use rdkafka::error::{KafkaError, RDKafkaErrorCode};
 use rdkafka::message::{Message, OwnedMessage};
 use rdkafka::{Offset, TopicPartitionList};
@@ -123,14 +124,14 @@ impl Log {
 
     async fn ask<T: Send + 'static>(
         &self,
-        question: impl FnOnce(&BaseConsumer) -> Result<T, KafkaError> + Send + 'static,
+        question: impl FnOnce(&BaseConsumer<Quiet>) -> Result<T, KafkaError> + Send + 'static,
     ) -> Result<T, ProjectorError> {
         let consumer = self.consumer()?;
         let answered = tokio::task::spawn_blocking(move || question(&consumer)).await;
         Ok(answered.map_err(|error| ProjectorError::Consumer(error.to_string()))??)
     }
 
-    fn consumer(&self) -> Result<BaseConsumer, ProjectorError> {
+    fn consumer(&self) -> Result<BaseConsumer<Quiet>, ProjectorError> {
         let mut config = ClientConfig::new();
         config
             .set("bootstrap.servers", &self.brokers)
@@ -149,11 +150,24 @@ impl Log {
             .set("socket.nagle.disable", "true")
             .set("reconnect.backoff.max.ms", "2000")
             .set_log_level(RDKafkaLogLevel::Error);
-        Ok(config.create()?)
+        Ok(config.create_with_context(Quiet)?)
     }
 }
 
-fn partitions(consumer: &BaseConsumer, topic: &str) -> Result<Vec<i32>, KafkaError> {
+/// Says nothing of a partition's end, which is no error here; the library would, each time.
+struct Quiet;
+
+impl ClientContext for Quiet {
+    fn error(&self, error: KafkaError, reason: &str) {
+        if !matches!(error.rdkafka_error_code(), Some(RDKafkaErrorCode::PartitionEOF)) {
+            tracing::warn!(%error, reason, "the log's cluster");
+        }
+    }
+}
+
+impl ConsumerContext for Quiet {}
+
+fn partitions(consumer: &BaseConsumer<Quiet>, topic: &str) -> Result<Vec<i32>, KafkaError> {
     let metadata = consumer.fetch_metadata(Some(topic), PATIENCE)?;
     let found = metadata.topics().iter().find(|found| found.name() == topic);
     match found {
@@ -242,7 +256,7 @@ impl Reader {
     }
 
     /// The last offsets of a range may hold no record (a transaction's markers): the log's end tells.
-    fn at_end(&mut self, consumer: &BaseConsumer, partition: i32) -> Result<(), ProjectorError> {
+    fn at_end(&mut self, consumer: &BaseConsumer<Quiet>, partition: i32) -> Result<(), ProjectorError> {
         let Some(open) = self.open.get_mut(&partition) else {
             return Ok(());
         };
@@ -253,7 +267,7 @@ impl Reader {
     }
 
     /// Hands over what was gathered; answers whether somebody takes it.
-    fn hand_over(&mut self, consumer: &BaseConsumer) -> Result<bool, ProjectorError> {
+    fn hand_over(&mut self, consumer: &BaseConsumer<Quiet>) -> Result<bool, ProjectorError> {
         let mut finished = TopicPartitionList::new();
         for (&partition, open) in &mut self.open {
             if open.done {

@@ -22,4 +22,5 @@ mod reading;
 mod rebuilding;
 mod resolving;
 mod settings;
+mod tailing;
 mod visibility;

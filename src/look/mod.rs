@@ -3,6 +3,7 @@
 
 pub(crate) mod became;
 pub(crate) mod outcomes;
+pub(crate) mod places;
 pub(crate) mod seen;
 
 use chrono::{DateTime, SecondsFormat, Utc};

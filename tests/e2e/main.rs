@@ -24,3 +24,4 @@ mod resolving;
 mod settings;
 mod tailing;
 mod visibility;
+mod watching;

@@ -28,6 +28,7 @@ mod tail;
 mod tenant;
 mod token;
 mod topics;
+mod trace;
 
 use std::process::ExitCode;
 
@@ -64,6 +65,7 @@ enum Command {
     Topics(topics::TopicsArgs),
     Status(status::StatusArgs),
     Tail(Box<tail::TailArgs>),
+    Trace(Box<trace::TraceArgs>),
     Tenant(tenant::TenantArgs),
     Token(token::TokenArgs),
     CheckDomain(check_domain::CheckDomainArgs),
@@ -106,6 +108,7 @@ async fn run() -> ExitCode {
         Command::Topics(args) => topics::run(args).await,
         Command::Status(args) => status::run(args).await.map(done),
         Command::Tail(args) => tail::run(*args).await.map(done),
+        Command::Trace(args) => trace::run(*args).await.map(done),
         Command::Tenant(args) => tenant::run(args).await.map(done),
         Command::Token(args) => token::run(args).map(done),
         Command::CheckDomain(args) => check_domain::run(args),

@@ -23,5 +23,6 @@ mod rebuilding;
 mod resolving;
 mod settings;
 mod tailing;
+mod tracing;
 mod visibility;
 mod watching;

@@ -147,18 +147,21 @@ impl Partition {
         }
     }
 
+    /// For how many seconds its owner was not heard of, where that is too long.
+    fn silence(&self) -> Option<f64> {
+        self.owner_seen_seconds.filter(|silent| *silent > SILENT_SECONDS)
+    }
+
     /// What is wrong with it, the worst first.
     pub(crate) fn complaints(&self) -> Vec<String> {
         let mut wrong = Vec::new();
         if self.beyond_end {
             wrong.push("beyond the log's end".to_owned());
         }
-        match (&self.owner, self.owner_seen_seconds) {
+        match (&self.owner, self.silence()) {
             (None, _) => wrong.push("no owner".to_owned()),
-            (Some(_), Some(silent)) if silent > SILENT_SECONDS => {
-                wrong.push(format!("owner silent for {silent:.0} s"));
-            }
-            _ => {}
+            (Some(_), Some(silent)) => wrong.push(format!("owner silent for {silent:.0} s")),
+            (Some(_), None) => {}
         }
         if self.dead_letters > 0 {
             wrong.push(format!("{} dead letters", self.dead_letters));
@@ -284,7 +287,13 @@ fn row(partitions: &[Partition], all: bool) -> [String; 10] {
     let rate = partitions.iter().filter_map(|p| p.rate).reduce(|a, b| a + b);
     let owner = match owners.len() {
         0 => "-".to_owned(),
-        _ if all => owners.into_iter().collect(),
+        _ if all => {
+            let owner: String = owners.into_iter().collect();
+            match partitions[0].silence() {
+                Some(silent) => format!("{owner} (silent for {silent:.0} s)"),
+                None => owner,
+            }
+        }
         number => number.to_string(),
     };
     let number = if all {

@@ -5,7 +5,7 @@ use std::collections::VecDeque;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use anyhow::{Context, Result};
+use anyhow::Result;
 use tidelog_events::domain::Registry;
 use tokio::task::JoinHandle;
 use tokio_postgres::Client;
@@ -109,7 +109,7 @@ impl Postgres {
         };
         if let State::Connecting(connecting) = &mut postgres.state {
             match tokio::time::timeout(PATIENCE, connecting).await {
-                Ok(ended) => postgres.connected(ended.map_err(Into::into).flatten()),
+                Ok(ended) => postgres.connected(ended.unwrap_or_else(|error| Err(error.into()))),
                 Err(_) => postgres.away(&anyhow::anyhow!("it does not answer")),
             }
         }
@@ -123,13 +123,13 @@ impl Postgres {
                 return None;
             }
             let ended = connecting.await;
-            self.connected(ended.map_err(Into::into).flatten());
+            self.connected(ended.unwrap_or_else(|error| Err(error.into())));
         }
         let State::Here(client) = &self.state else {
             return None;
         };
         let asked = tokio::time::timeout(PATIENCE, passed(client, &self.registry, seen)).await;
-        match asked.context("it does not answer").flatten() {
+        match asked.unwrap_or_else(|_| Err(anyhow::anyhow!("it does not answer"))) {
             Ok(found) => Some(found),
             Err(error) => {
                 self.away(&error);

@@ -19,7 +19,7 @@ use crate::support::{PATIENCE, eventually, stack};
 
 /// The one partition of helpdesk that has what is asked for.
 #[track_caller]
-fn partition<'a>(status: &'a Value, has: impl Fn(&Value) -> bool) -> &'a Value {
+fn partition(status: &Value, has: impl Fn(&Value) -> bool) -> &Value {
     let mut found = status["partitions"]
         .as_array()
         .expect("a list")

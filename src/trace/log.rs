@@ -4,7 +4,7 @@
 use std::collections::BTreeMap;
 use std::time::Duration;
 
-use anyhow::{Context, Result};
+use anyhow::{Context, Result, ensure};
 use tidelog_events::domain::{Domain, Registry};
 use tidelog_events::envelope::Event;
 use tidelog_events::ids::TenantId;
@@ -161,6 +161,7 @@ pub(super) async fn verify(
             _ => InLog::Another,
         };
     }
+    ensure!(records.complete, "Kafka does not show them in time");
     Ok(())
 }
 

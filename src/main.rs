@@ -14,6 +14,7 @@ mod hits;
 mod ingest;
 mod kafka;
 mod logging;
+mod look;
 mod migrate;
 mod output;
 mod preflight;
@@ -25,9 +26,11 @@ mod settings;
 mod shutdown;
 mod stack;
 mod status;
+mod tail;
 mod tenant;
 mod token;
 mod topics;
+mod trace;
 
 use std::process::ExitCode;
 
@@ -66,6 +69,8 @@ enum Command {
     Replay(refold::replay::ReplayArgs),
     Rebuild(refold::rebuild::RebuildArgs),
     Verify(refold::verify::VerifyArgs),
+    Tail(Box<tail::TailArgs>),
+    Trace(Box<trace::TraceArgs>),
     Tenant(tenant::TenantArgs),
     Token(token::TokenArgs),
     CheckDomain(check_domain::CheckDomainArgs),
@@ -110,6 +115,8 @@ async fn run() -> ExitCode {
         Command::Replay(args) => refold::replay::run(args).await.map(done),
         Command::Rebuild(args) => refold::rebuild::run(args).await,
         Command::Verify(args) => refold::verify::run(args).await,
+        Command::Tail(args) => tail::run(*args).await.map(done),
+        Command::Trace(args) => trace::run(*args).await.map(done),
         Command::Tenant(args) => tenant::run(args).await.map(done),
         Command::Token(args) => token::run(args).map(done),
         Command::CheckDomain(args) => check_domain::run(args),

@@ -5,6 +5,7 @@ use std::io::{self, Write};
 
 use anyhow::{Context, Result};
 use clap::{Args, ValueEnum};
+use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use serde::Serialize;
 
 /// What a command prints its result as.
@@ -34,19 +35,27 @@ impl Output {
         if !shown.is_empty() && !shown.ends_with('\n') {
             shown.push('\n');
         }
-        write(&shown)
+        write(&shown).map(|_| ())
     }
 }
 
-/// Writes to stdout. A reader that has gone (`| head`) wants no more: that is no error.
-fn write(text: &str) -> Result<()> {
+/// Writes to stdout; answers whether somebody still reads. One that has gone (`| head`) wants no more: that is no error.
+pub(crate) fn write(text: &str) -> Result<bool> {
     let mut out = io::stdout().lock();
     match out.write_all(text.as_bytes()).and_then(|()| out.flush()) {
-        Err(error) if error.kind() != io::ErrorKind::BrokenPipe => {
-            Err(error).context("cannot write to stdout")
-        }
-        _ => Ok(()),
+        Ok(()) => Ok(true),
+        Err(error) if error.kind() == io::ErrorKind::BrokenPipe => Ok(false),
+        Err(error) => Err(error).context("cannot write to stdout"),
     }
+}
+
+/// Whether the reader of stdout is gone, where it is a pipe: who has nothing to write for long would not find out.
+pub(crate) fn is_abandoned() -> bool {
+    let out = io::stdout();
+    let mut fds = [PollFd::new(&out, PollFlags::empty())];
+    // An error here says nothing of the reader.
+    let _ = poll(&mut fds, Some(&Timespec::default()));
+    fds[0].revents().contains(PollFlags::ERR)
 }
 
 /// Rows under a heading, in columns as wide as they need; `right` names the columns of numbers.

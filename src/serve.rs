@@ -3,11 +3,12 @@
 //!
 //! Stopping has an order: the gateway first, since its last requests wait for what the projectors apply.
 
-use std::sync::LazyLock;
+use std::sync::{Arc, LazyLock};
 use std::time::Duration;
 
 use anyhow::{Context, Result, bail};
 use clap::Args;
+use tidelog_events::domain::Registry;
 use tokio::net::TcpListener;
 use tokio::sync::{oneshot, watch};
 
@@ -20,7 +21,8 @@ use crate::settings::{
     NoticeSettings, PoolSettings, Secret, ShutdownSettings, TopicSettings,
 };
 use crate::shutdown::until_signal;
-use crate::{database, domains, migrate, status, topics};
+use crate::status::Looker;
+use crate::{database, domains, migrate, topics};
 
 /// How long `dev` waits for its projectors before it says that it is ready all the same.
 const PROJECTORS_DEADLINE: Duration = Duration::from_secs(30);
@@ -213,10 +215,11 @@ pub(crate) async fn under_dev(env: DevEnv, domains: DomainSettings) -> Result<()
 }
 
 /// Waits until a first batch gets its outcomes at once, rather than while the group still forms.
-async fn projectors_own_everything(settings: &ServeSettings, registry: &tidelog_events::domain::Registry) {
+async fn projectors_own_everything(settings: &ServeSettings, registry: &Arc<Registry>) {
+    let mut looker = Looker::new(&settings.kafka, &settings.database, registry);
     let wait = async {
         loop {
-            match status::status(&settings.kafka, &settings.database, registry).await {
+            match looker.glance().await {
                 Ok(status) if status.owned_by(&INSTANCE) => return,
                 _ => tokio::time::sleep(Duration::from_millis(100)).await,
             }

@@ -46,6 +46,12 @@ pub(crate) async fn stopped(mut stop: watch::Receiver<bool>) {
     let _ = stop.wait_for(|stop| *stop).await;
 }
 
+/// Waits for SIGINT or SIGTERM, which is how a command that shows something for ever is ended.
+pub(crate) async fn signalled() -> Result<()> {
+    Signals::new()?.next().await;
+    Ok(())
+}
+
 struct Signals {
     interrupt: Signal,
     terminate: Signal,

@@ -25,7 +25,7 @@ const WAITING: usize = 4;
 const GATHER: Duration = Duration::from_millis(2);
 const POLL: Duration = Duration::from_millis(100);
 
-/// A client that says nothing by itself: the end of a partition is no error here, and what is one comes with the records.
+/// Says nothing of a partition's end, which is no error here; the library would, each time.
 struct Quiet;
 
 type Client = BaseConsumer<Quiet>;
@@ -36,7 +36,9 @@ impl ClientContext for Quiet {
     }
 
     fn error(&self, error: KafkaError, reason: &str) {
-        tracing::debug!(%error, reason, "the log's client");
+        if !matches!(error.rdkafka_error_code(), Some(RDKafkaErrorCode::PartitionEOF)) {
+            tracing::warn!(%error, reason, "the log's cluster");
+        }
     }
 }
 

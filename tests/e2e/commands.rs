@@ -273,6 +273,8 @@ fn every_command_has_help_with_an_example() {
         "migrate",
         "topics",
         "status",
+        "tail",
+        "trace",
         "token",
         "check-domain",
     ] {

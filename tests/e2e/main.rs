@@ -22,4 +22,7 @@ mod reading;
 mod rebuilding;
 mod resolving;
 mod settings;
+mod tailing;
+mod tracing;
 mod visibility;
+mod watching;

@@ -106,7 +106,8 @@ pub(crate) async fn run(args: MigrateArgs) -> Result<()> {
     }
     if !migrated.columns_differing.is_empty() {
         eprintln!(
-            "The service works without them, since all fields are in doc; queries on these columns do not."
+            "The service works without them, since all fields are in doc; queries on these columns do not. To have them, run \
+             `tidelog rebuild --domain NAME`: it makes the domain's tables again while the service is up."
         );
     }
     args.output.output.print(&migrated, |migrated| {

@@ -8,6 +8,7 @@ use serde_json::Value;
 use tidelog_http::auth::Role;
 
 use crate::crew::{self, Crew};
+use crate::support::eventually;
 use crate::support::items::DOMAINS;
 use crate::support::phone::Phone;
 use crate::support::projection::projection;
@@ -65,6 +66,32 @@ async fn every_domain_is_rebuilt_under_load_although_it_is_killed() {
         .run(&["rebuild", "--domain", "helpdesk", "--discard"])
         .ok();
     deployment.run(&["verify", "--domain", "helpdesk"]).ok();
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn two_rebuilds_of_one_topic_refuse_each_other() {
+    let service = Service::start("two");
+    let deployment = &service.deployment;
+    crew::fill(deployment, &crew::tenants(), 500).await;
+    let mut first = deployment.command(&["rebuild", "--domain", "journal"]);
+    first.env("TIDELOG_DRILL_STOP", "project.folded@1:wait=3000");
+    let mut first = first
+        .stderr(std::process::Stdio::null())
+        .spawn()
+        .expect("tidelog can be run");
+    // The media of a journal are on the journal's topic.
+    let second = eventually("the first is at work", async || {
+        let second = deployment.run(&["rebuild", "--domain", "journal-media", "--no-swap"]);
+        (second.code == 1).then_some(second)
+    })
+    .await;
+    assert!(
+        second.stderr.contains("another run of this command is at work"),
+        "{}",
+        second.stderr
+    );
+    first.wait().expect("it ends");
+    deployment.run(&["verify", "--domain", "journal"]).ok();
 }
 
 /// Killed at a step, if it comes so far: a domain with few events may be done before.

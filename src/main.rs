@@ -2,6 +2,7 @@
 //! composed. This is also the only place that turns errors into exit codes: 0 done, 1 failed, 2 wrong command line or
 //! setting; what else a command says, its help lists.
 
+mod audit;
 mod bench;
 mod check_domain;
 mod connections;
@@ -9,6 +10,7 @@ mod database;
 mod dev;
 mod domains;
 mod gateway;
+mod guard_rails;
 mod health;
 mod hits;
 mod ingest;
@@ -62,6 +64,7 @@ enum Command {
     Topics(topics::TopicsArgs),
     Status(status::StatusArgs),
     Tenant(tenant::TenantArgs),
+    Audit(audit::AuditArgs),
     Token(token::TokenArgs),
     CheckDomain(check_domain::CheckDomainArgs),
     Bench(bench::BenchArgs),
@@ -103,6 +106,7 @@ async fn run() -> ExitCode {
         Command::Topics(args) => topics::run(args).await,
         Command::Status(args) => status::run(args).await.map(done),
         Command::Tenant(args) => tenant::run(args).await.map(done),
+        Command::Audit(args) => audit::run(args).await.map(done),
         Command::Token(args) => token::run(args).map(done),
         Command::CheckDomain(args) => check_domain::run(args),
         Command::Bench(args) => bench::run(args).await.map(done),
@@ -110,7 +114,10 @@ async fn run() -> ExitCode {
     };
     ended.unwrap_or_else(|error| {
         eprintln!("error: {error:#}");
-        ExitCode::FAILURE
+        match error.is::<guard_rails::Refused>() {
+            true => ExitCode::from(settings::EXIT_USAGE),
+            false => ExitCode::FAILURE,
+        }
     })
 }
 

@@ -273,6 +273,7 @@ fn every_command_has_help_with_an_example() {
         "migrate",
         "topics",
         "status",
+        "audit",
         "token",
         "check-domain",
     ] {

@@ -7,7 +7,7 @@ use anyhow::{Context, Result};
 use chrono::{DateTime, SecondsFormat, Utc};
 use clap::Args;
 use serde::Serialize;
-use serde_json::{Value, json};
+use serde_json::Value;
 use tokio_postgres::{Client, Config};
 
 use crate::database::{self, plain};
@@ -51,13 +51,18 @@ impl Audit {
         })
     }
 
-    /// Completes the row: `done` with what `detail` tells of it, or `failed` or `refused` with why. Whatever keeps that from
-    /// being written is told on stderr, and changes nothing about how the command ended.
-    pub(crate) async fn end<T>(mut self, ended: &Result<T>, detail: impl FnOnce(&T) -> Value) {
-        let (result, detail) = match ended {
-            Ok(done) => ("done", detail(done)),
-            Err(error) if error.is::<Refused>() => ("refused", json!({"error": format!("{error:#}")})),
-            Err(error) => ("failed", json!({"error": format!("{error:#}")})),
+    /// Completes the row: `done`, or `failed` or `refused` with why beside `detail`, an object that tells what was done by then.
+    /// Whatever keeps that from being written is told on stderr, and changes nothing about how the command ended.
+    pub(crate) async fn end<T>(mut self, ended: &Result<T>, mut detail: Value) {
+        let result = match ended {
+            Ok(_) => "done",
+            Err(error) => {
+                detail["error"] = format!("{error:#}").into();
+                match error.is::<Refused>() {
+                    true => "refused",
+                    false => "failed",
+                }
+            }
         };
         if let Err(error) = self.complete(result, &detail).await {
             eprintln!(

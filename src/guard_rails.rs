@@ -71,6 +71,9 @@ pub(crate) enum Refused {
         /// What to give.
         flags: String,
     },
+    /// It would be about everything.
+    #[error("{0}. Nothing was done")]
+    Unnamed(String),
     /// Something else was typed.
     #[error("that is not {0:?}: nothing was done")]
     OtherName(String),

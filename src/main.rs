@@ -7,6 +7,7 @@ mod bench;
 mod check_domain;
 mod connections;
 mod database;
+mod dead_letters;
 mod dev;
 mod domains;
 mod gateway;
@@ -64,6 +65,7 @@ enum Command {
     Topics(topics::TopicsArgs),
     Status(status::StatusArgs),
     Tenant(tenant::TenantArgs),
+    DeadLetters(dead_letters::DeadLettersArgs),
     Audit(audit::AuditArgs),
     Token(token::TokenArgs),
     CheckDomain(check_domain::CheckDomainArgs),
@@ -106,6 +108,7 @@ async fn run() -> ExitCode {
         Command::Topics(args) => topics::run(args).await,
         Command::Status(args) => status::run(args).await.map(done),
         Command::Tenant(args) => tenant::run(args).await.map(done),
+        Command::DeadLetters(args) => dead_letters::run(args).await,
         Command::Audit(args) => audit::run(args).await.map(done),
         Command::Token(args) => token::run(args).map(done),
         Command::CheckDomain(args) => check_domain::run(args),

@@ -274,6 +274,7 @@ fn every_command_has_help_with_an_example() {
         "topics",
         "status",
         "audit",
+        "dead-letters",
         "token",
         "check-domain",
     ] {

@@ -1,6 +1,7 @@
 //! Topics as an analyst reads them, with a client that is not ours: kcat. And where a Java client would put a key.
 
-use std::process::Command;
+use std::io::Write;
+use std::process::{Command, Stdio};
 
 use serde_json::Value;
 
@@ -87,6 +88,23 @@ fn record(line: &str) -> Record {
         // A tombstone has none.
         value: shown["payload"].as_str().unwrap_or_default().to_owned(),
     }
+}
+
+/// Appends one record as anybody with access to the cluster might.
+pub(crate) fn produce(brokers: &str, topic: &str, key: &str, headers: &[(&str, &str)], value: &str) {
+    let mut kcat = Command::new("kcat");
+    kcat.args(["-P", "-b", brokers, "-t", topic, "-k", key]);
+    for (name, value) in headers {
+        kcat.args(["-H", &format!("{name}={value}")]);
+    }
+    let mut running = kcat
+        .stdin(Stdio::piped())
+        .spawn()
+        .expect("kcat is installed: deploy/install.sh test does it");
+    let mut input = running.stdin.take().expect("a pipe");
+    input.write_all(value.as_bytes()).expect("kcat takes it");
+    drop(input);
+    assert!(running.wait().expect("a child can be waited for").success());
 }
 
 /// Where a partition's log ends, for each partition of a topic.

@@ -2,13 +2,16 @@
 //! composed. This is also the only place that turns errors into exit codes: 0 done, 1 failed, 2 wrong command line or
 //! setting; what else a command says, its help lists.
 
+mod audit;
 mod bench;
 mod check_domain;
 mod connections;
 mod database;
+mod dead_letters;
 mod dev;
 mod domains;
 mod gateway;
+mod guard_rails;
 mod health;
 mod hits;
 mod ingest;
@@ -72,6 +75,8 @@ enum Command {
     Tail(Box<tail::TailArgs>),
     Trace(Box<trace::TraceArgs>),
     Tenant(tenant::TenantArgs),
+    DeadLetters(dead_letters::DeadLettersArgs),
+    Audit(audit::AuditArgs),
     Token(token::TokenArgs),
     CheckDomain(check_domain::CheckDomainArgs),
     Bench(bench::BenchArgs),
@@ -118,6 +123,8 @@ async fn run() -> ExitCode {
         Command::Tail(args) => tail::run(*args).await.map(done),
         Command::Trace(args) => trace::run(*args).await.map(done),
         Command::Tenant(args) => tenant::run(args).await.map(done),
+        Command::DeadLetters(args) => dead_letters::run(args).await,
+        Command::Audit(args) => audit::run(args).await.map(done),
         Command::Token(args) => token::run(args).map(done),
         Command::CheckDomain(args) => check_domain::run(args),
         Command::Bench(args) => bench::run(args).await.map(done),
@@ -125,7 +132,10 @@ async fn run() -> ExitCode {
     };
     ended.unwrap_or_else(|error| {
         eprintln!("error: {error:#}");
-        ExitCode::FAILURE
+        match error.is::<guard_rails::Refused>() {
+            true => ExitCode::from(settings::EXIT_USAGE),
+            false => ExitCode::FAILURE,
+        }
     })
 }
 

@@ -20,7 +20,7 @@ use crate::output::OutputArgs;
 use crate::settings::{DatabaseSettings, DomainSettings};
 
 /// Every file of `migrations/`, by name; a test sees to it that none is forgotten.
-const MIGRATIONS: [(&str, &str); 5] = [
+const MIGRATIONS: [(&str, &str); 6] = [
     ("V1__core", include_str!("../migrations/V1__core.sql")),
     (
         "V2__idempotency_items",
@@ -35,6 +35,7 @@ const MIGRATIONS: [(&str, &str); 5] = [
         include_str!("../migrations/V4__fold_version.sql"),
     ),
     ("V5__shadows", include_str!("../migrations/V5__shadows.sql")),
+    ("V6__audit", include_str!("../migrations/V6__audit.sql")),
 ];
 
 /// How long a statement waits for a lock that a running service holds.

@@ -267,6 +267,17 @@ fn unreadable(name: &'static str, text: &str) -> EnvelopeError {
     }
 }
 
+/// What every `ce_source` of a tenant begins with.
+pub fn sources_of(tenant: &TenantId) -> String {
+    format!("/tenants/{}/users/", encode_part(tenant.as_str()))
+}
+
+/// The tenant that a `ce_source` tells of, whatever else is wrong with it.
+pub fn tenant_of(source: &str) -> Option<TenantId> {
+    let encoded = source.strip_prefix("/tenants/")?.split('/').next()?;
+    TenantId::parse(&percent_decode_str(encoded).decode_utf8().ok()?).ok()
+}
+
 fn source_parts(text: &str) -> Option<(TenantId, UserId, DeviceId)> {
     let mut parts = text.strip_prefix("/tenants/")?.split('/');
     let mut next = || Some(percent_decode_str(parts.next()?).decode_utf8().ok()?.into_owned());
@@ -293,6 +304,16 @@ mod tests {
             Some("tablet/60".into()),
             batch,
         )
+    }
+
+    #[test]
+    fn a_source_begins_with_its_tenants_part() {
+        let (stamp, other) = (stamp(), TenantId::parse("a").expect("tenant"));
+        assert!(stamp.source.starts_with(&sources_of(&stamp.tenant)));
+        assert!(!stamp.source.starts_with(&sources_of(&other)));
+        assert_eq!(tenant_of(&stamp.source), Some(stamp.tenant));
+        assert_eq!(tenant_of("/tenants/a"), Some(other));
+        assert_eq!(tenant_of("/somewhere/a"), None);
     }
 
     #[test]

@@ -64,6 +64,9 @@ pub enum Unreadable {
     /// The identity is not of the domain's kind.
     #[error("the subject or parent is not a UUID: {0:?}")]
     Identity(String),
+    /// It lies under another key than its record's history.
+    #[error("the key is not its record's, {0:?}")]
+    Key(String),
 }
 
 impl Arrived {
@@ -128,6 +131,15 @@ impl Arrived {
             place,
             log_time,
         })
+    }
+
+    /// Sees to it that it lies under its record's key.
+    pub fn under(self, key: Option<&[u8]>) -> Result<Arrived, Unreadable> {
+        let expected = self.topic_key();
+        match key {
+            Some(key) if key == expected.as_bytes() => Ok(self),
+            _ => Err(Unreadable::Key(expected)),
+        }
     }
 
     /// The key that it has to have on its topic: another one would lie in another partition, and a record's history is

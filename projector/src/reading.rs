@@ -87,7 +87,7 @@ impl Reader<'_> {
             .into_iter()
             .flat_map(|headers| headers.iter())
             .map(|header| (header.key, header.value));
-        let arrived = Arrived::read(
+        Arrived::read(
             self.registry,
             self.topic.strip_prefix(self.prefix).unwrap_or(self.topic),
             headers,
@@ -95,11 +95,8 @@ impl Reader<'_> {
             place,
             log_time,
         )
-        .map_err(|error| error.to_string())?;
-        match record.key() {
-            Some(key) if key == arrived.topic_key().as_bytes() => Ok(arrived),
-            _ => Err(format!("the key is not its record's, {:?}", arrived.topic_key())),
-        }
+        .and_then(|arrived| arrived.under(record.key()))
+        .map_err(|error| error.to_string())
     }
 
     /// An event that Postgres will not store becomes a dead letter with an outcome, so that its batch is answered.

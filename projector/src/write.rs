@@ -447,14 +447,15 @@ fn dead_letters(dead: &[DeadLetter]) -> (String, Sheet) {
     (sheet.insert("dead_letters", "ON CONFLICT DO NOTHING"), sheet)
 }
 
-/// Headers as a list of [name, value]; a value that is no text, or holds U+0000, as the hexadecimal of its bytes.
+/// Headers as a list of [name, value]; a value that is no text, or holds U+0000, as {"hex": its bytes}, so that the letter
+/// can be appended again as it was.
 fn headers_text(headers: &[(String, Option<Vec<u8>>)]) -> String {
     let pairs: Vec<Value> = headers
         .iter()
         .map(|(name, value)| {
             let shown = value.as_ref().map(|bytes| match std::str::from_utf8(bytes) {
-                Ok(text) if !text.contains('\0') => text.to_owned(),
-                _ => bytes.iter().map(|byte| format!("{byte:02x}")).collect(),
+                Ok(text) if !text.contains('\0') => Value::from(text),
+                _ => serde_json::json!({"hex": bytes.iter().map(|byte| format!("{byte:02x}")).collect::<String>()}),
             });
             serde_json::json!([name.replace('\0', "\\0"), shown])
         })

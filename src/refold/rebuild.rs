@@ -1,12 +1,14 @@
 //! `tidelog rebuild`: a topic's tables made again from the log, beside those that serve, and put in their place. Folds, follows the
 //! service, makes indexes, compares, swaps; goes on where an earlier run was cut off. The swapped-out tables stay for the way back.
 
+use std::process::ExitCode;
 use std::sync::Arc;
 use std::time::Duration;
 
-use anyhow::{Context, Result, bail};
+use anyhow::{Context, Result, anyhow, bail};
 use clap::Args;
 use serde::Serialize;
+use serde_json::{Value, json};
 use tidelog_events::domain::Registry;
 use tidelog_projector::shadow::{Candidates, Selection, Shadow, ShadowState};
 use tokio::sync::watch;
@@ -14,6 +16,8 @@ use tokio_postgres::Client;
 
 use super::shown::{self, Shown};
 use super::{Ground, Pace, Purpose, ahead, fold, named, names};
+use crate::audit::Audit;
+use crate::guard_rails::{ConfirmArgs, Danger, OperatorArgs};
 use crate::output::OutputArgs;
 use crate::progress::{during, grouped};
 use crate::shutdown::until_signal;
@@ -34,7 +38,7 @@ const ROUNDS: usize = 50;
                   differ are listed, and swapped in only with --accept-differences. Domains that share a topic are rebuilt \
                   together. Stopped or killed, it goes on from there when it is run again.",
     after_help = "Examples:\n  tidelog rebuild --domain helpdesk --dry-run\n  tidelog rebuild --domain helpdesk\n  \
-                  tidelog rebuild --domain helpdesk --back\n  tidelog rebuild --domain helpdesk --discard\n\nExit codes:\n  \
+                  tidelog rebuild --domain helpdesk --back\n  tidelog rebuild --domain helpdesk --discard --yes\n\nExit codes:\n  \
                   0  done\n  \
                   1  failed, or stopped on the way: run it again to go on, or with --discard to give up\n  \
                   2  wrong command line or setting\n  \
@@ -56,9 +60,10 @@ pub(crate) struct RebuildArgs {
     /// Drop what an unfinished run has made, or what the last swap has taken out
     #[arg(long)]
     discard: bool,
-    /// Say what would be done, and do nothing
-    #[arg(long)]
-    dry_run: bool,
+    #[command(flatten)]
+    operator: OperatorArgs,
+    #[command(flatten)]
+    confirm: ConfirmArgs,
     #[command(flatten)]
     ground: Ground,
     #[command(flatten)]
@@ -87,20 +92,37 @@ struct Rebuilt {
     next: String,
 }
 
+impl Rebuilt {
+    /// For the audit: how much, without which.
+    fn brief(&self) -> Value {
+        json!({"done": self.done, "events": self.events, "differences": self.differences.len(), "exchanged": self.exchanged,
+            "stood_still_ms": self.stood_still_ms})
+    }
+}
+
 /// Runs the command.
-pub(crate) async fn run(args: RebuildArgs) -> Result<std::process::ExitCode> {
+pub(crate) async fn run(args: RebuildArgs) -> Result<ExitCode> {
     let registry = args.ground.registry()?;
     let topic = named(&registry, &args.domain)?.topic.clone();
-    let mut code = std::process::ExitCode::SUCCESS;
+    // Says what is wrong with Postgres before anything is noted.
+    args.ground.connect("rebuild", &registry).await?;
+    let arguments = json!({"domain": args.domain, "no_swap": args.no_swap, "back": args.back, "discard": args.discard,
+        "accept_differences": args.accept_differences});
+    let audit = Audit::begin(&args.ground.database, &args.operator, "rebuild", &arguments).await?;
+    let mut ended = Err(anyhow!(STOPPED));
     until_signal(LEAVE, async |stop| {
-        let rebuilt = rebuild(&args, &registry, &topic, &stop).await?;
-        if !args.no_swap && rebuilt.done == "folded" {
-            code = std::process::ExitCode::from(3);
-        }
-        args.output.output.print(&rebuilt, text)
+        ended = rebuild(&args, &registry, &topic, &stop).await;
+        Ok(())
     })
     .await?;
-    Ok(code)
+    let detail = ended.as_ref().map_or(json!({}), Rebuilt::brief);
+    audit.end(&ended, detail).await;
+    let rebuilt = ended?;
+    args.output.output.print(&rebuilt, text)?;
+    Ok(match rebuilt.done {
+        "folded" if !args.no_swap => ExitCode::from(3),
+        _ => ExitCode::SUCCESS,
+    })
 }
 
 async fn rebuild(
@@ -128,7 +150,7 @@ async fn rebuild(
         ),
         _ => {}
     }
-    if args.dry_run {
+    if args.operator.dry_run {
         return planned(&shadow, &client, state.is_some(), args.back).await;
     }
     if state.is_none() {
@@ -151,14 +173,24 @@ async fn discard(
         }
         Some(_) => "an unfinished rebuild",
     };
-    if !args.dry_run {
+    if !args.operator.dry_run {
+        args.confirm.confirm(&Danger {
+            what: &format!("Drops {what}"),
+            name: &args.domain,
+            named: true,
+            flags: "--yes",
+        })?;
         shadow.discard(client).await?;
     }
     Ok(Rebuilt {
         topic: shadow.topic(),
         domains: names(shadow),
-        done: if args.dry_run { "planned" } else { "discarded" },
-        next: match args.dry_run {
+        done: if args.operator.dry_run {
+            "planned"
+        } else {
+            "discarded"
+        },
+        next: match args.operator.dry_run {
             true => format!("without --dry-run it drops {what}"),
             false => String::new(),
         },

@@ -3,14 +3,16 @@
 //! healthy tables that changes nothing.
 
 use std::collections::{BTreeMap, HashSet};
+use std::fmt::{self, Display, Formatter};
 use std::sync::Arc;
 use std::time::Duration;
 
-use anyhow::{Context, Result, bail};
+use anyhow::{Context, Result, anyhow, bail};
 use chrono::{DateTime, Utc};
 use clap::Args;
 use rdkafka::Message;
 use serde::Serialize;
+use serde_json::{Value, json};
 use tidelog_events::domain::Registry;
 use tidelog_projector::shadow::{Difference, Differs, Offsets, Selection, Shadow};
 use tokio::sync::watch;
@@ -18,6 +20,8 @@ use tokio_postgres::Client;
 
 use super::shown::{self, Shown};
 use super::{Ground, Purpose, ahead, existing, fold, named};
+use crate::audit::Audit;
+use crate::guard_rails::OperatorArgs;
 use crate::output::OutputArgs;
 use crate::progress::during;
 use crate::shutdown::until_signal;
@@ -55,9 +59,8 @@ pub(crate) struct ReplayArgs {
     /// Before this offset, or before this moment of the log
     #[arg(long, value_name = "OFFSET|TIME", value_parser = bound)]
     to: Option<Bound>,
-    /// Say what would be mended, and change nothing
-    #[arg(long)]
-    dry_run: bool,
+    #[command(flatten)]
+    operator: OperatorArgs,
     #[command(flatten)]
     ground: Ground,
     #[command(flatten)]
@@ -69,6 +72,15 @@ pub(crate) struct ReplayArgs {
 enum Bound {
     Offset(i64),
     Time(DateTime<Utc>),
+}
+
+impl Display for Bound {
+    fn fmt(&self, f: &mut Formatter<'_>) -> fmt::Result {
+        match self {
+            Bound::Offset(offset) => offset.fmt(f),
+            Bound::Time(time) => f.write_str(&time.to_rfc3339()),
+        }
+    }
 }
 
 fn bound(text: &str) -> Result<Bound, &'static str> {
@@ -100,15 +112,31 @@ struct Replayed {
     differences: Vec<Shown>,
 }
 
+impl Replayed {
+    /// For the audit: how much, without which.
+    fn brief(&self) -> Value {
+        json!({"events": self.events, "applied": self.applied, "different": self.different, "rows_mended": self.rows_mended})
+    }
+}
+
 /// Runs the command.
 pub(crate) async fn run(args: ReplayArgs) -> Result<()> {
     let registry = args.ground.registry()?;
     let topic = named(&registry, &args.domain)?.topic.clone();
+    // Says what is wrong with Postgres before anything is noted.
+    args.ground.connect("replay", &registry).await?;
+    let arguments = json!({"domain": args.domain, "partition": args.partition,
+        "from": args.from.map(|bound| bound.to_string()), "to": args.to.map(|bound| bound.to_string())});
+    let audit = Audit::begin(&args.ground.database, &args.operator, "replay", &arguments).await?;
+    let mut ended = Err(anyhow!(STOPPED));
     until_signal(LEAVE, async |stop| {
-        let replayed = replay(&args, &registry, &topic, &stop).await?;
-        args.output.output.print(&replayed, text)
+        ended = replay(&args, &registry, &topic, &stop).await;
+        Ok(())
     })
-    .await
+    .await?;
+    let detail = ended.as_ref().map_or(json!({}), Replayed::brief);
+    audit.end(&ended, detail).await;
+    args.output.output.print(&ended?, text)
 }
 
 async fn replay(
@@ -208,14 +236,14 @@ async fn go(
         let what = format!("comparing {}", shadow.topic());
         let (_, candidates) = during(&what, 0, || 0, shadow.compare(client, &chosen)).await?;
         let settled = shadow
-            .settle(client, &candidates, &chosen, !args.dry_run, stop)
+            .settle(client, &candidates, &chosen, !args.operator.dry_run, stop)
             .await?;
         mended += settled.mended;
         differences.extend(settled.differences);
         if settled.stopped {
             bail!(STOPPED);
         }
-        if !settled.more || args.dry_run {
+        if !settled.more || args.operator.dry_run {
             break;
         }
     }
@@ -264,7 +292,7 @@ fn counted(
     );
     Replayed {
         topic: shadow.topic(),
-        dry_run: args.dry_run,
+        dry_run: args.operator.dry_run,
         events,
         applied,
         duplicates: events.saturating_sub(applied + different),

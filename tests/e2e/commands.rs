@@ -275,6 +275,11 @@ fn every_command_has_help_with_an_example() {
         "status",
         "tail",
         "trace",
+        "verify",
+        "replay",
+        "rebuild",
+        "audit",
+        "dead-letters",
         "token",
         "check-domain",
     ] {

@@ -8,6 +8,7 @@ mod bad_batches;
 mod bad_items;
 mod commands;
 mod conflicts;
+mod dead_letters;
 mod idempotency;
 mod item_keys;
 mod legacy_cases;

@@ -7,8 +7,8 @@ use serde_json::Value;
 
 use super::service::Deployment;
 
-/// What only a gateway writes, and what migrations note of themselves.
-const GATEWAYS: [&str; 2] = ["batches", "refinery_schema_history"];
+/// What only a gateway writes, and what migrations and operators' commands note of themselves.
+const GATEWAYS: [&str; 4] = ["batches", "refinery_schema_history", "audit", "shadows"];
 
 /// Every row of every table that the projection writes, with everything in it but who wrote it and when.
 pub(crate) async fn projection(deployment: &Deployment) -> BTreeMap<String, Vec<String>> {

@@ -34,7 +34,8 @@ const SHIPPED: [(&str, &str); 10] = [
 const OWN_PATHS: [&str; 3] = ["sync", "conflicts", "settings"];
 
 /// Tables that are the service's own.
-const OWN_TABLES: [&str; 9] = [
+const OWN_TABLES: [&str; 10] = [
+    "audit",
     "outcomes",
     "conflicts",
     "positions",

@@ -14,7 +14,7 @@ use crate::database::{self, plain};
 use crate::domains;
 use crate::guard_rails::{OperatorArgs, Refused};
 use crate::migrate::check_migrated;
-use crate::output::{OutputArgs, table};
+use crate::output::{OutputArgs, printable, table};
 use crate::settings::{DatabaseSettings, DomainSettings};
 
 /// A row that has begun. Has a connection of its own, so that no trouble of the command's keeps it from being completed.
@@ -181,11 +181,11 @@ fn text(rows: &Rows) -> String {
             let trial = if row.dry_run { " (dry run)" } else { "" };
             [
                 row.at.clone(),
-                row.who.clone(),
+                printable(&row.who),
                 row.host.clone(),
                 format!("{}{trial}", row.command),
                 row.result.clone().unwrap_or_else(|| "no end".into()),
-                row.arguments.to_string(),
+                printable(&row.arguments.to_string()),
             ]
         })
         .collect();

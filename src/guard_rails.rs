@@ -40,7 +40,7 @@ pub(crate) struct ConfirmArgs {
 /// What cannot be undone.
 #[derive(Debug)]
 pub(crate) struct Danger<'a> {
-    /// What will be done, as a sentence without its full stop: it is shown before the question.
+    /// What is about to be done, as the beginning of a sentence: `Dropping 3 letters`.
     pub(crate) what: &'a str,
     /// The name that has to be typed, exactly.
     pub(crate) name: &'a str,
@@ -54,9 +54,7 @@ pub(crate) struct Danger<'a> {
 #[derive(Debug, thiserror::Error)]
 pub(crate) enum Refused {
     /// There is nobody to ask.
-    #[error(
-        "{what}, which cannot be undone, and there is no terminal to ask on: give {flags}. Nothing was done"
-    )]
+    #[error("{what} cannot be undone, and there is no terminal to ask on: give {flags}. Nothing was done")]
     NobodyToAsk {
         /// What would have been done.
         what: String,
@@ -64,7 +62,7 @@ pub(crate) enum Refused {
         flags: String,
     },
     /// `--yes` to something that is not named.
-    #[error("{what}, which cannot be undone, and --yes is not enough for it: give {flags}. Nothing was done")]
+    #[error("{what} cannot be undone, and --yes is not enough for it: give {flags}. Nothing was done")]
     NotNamed {
         /// What would have been done.
         what: String,
@@ -101,7 +99,7 @@ impl ConfirmArgs {
 fn ask(danger: &Danger<'_>, typed: &mut impl BufRead, shown: &mut impl Write) -> Result<()> {
     write!(
         shown,
-        "{}. This cannot be undone.\nType {} to go on: ",
+        "{} cannot be undone.\nType {} to go on: ",
         danger.what, danger.name
     )
     .and_then(|()| shown.flush())
@@ -132,7 +130,7 @@ mod tests {
     use super::*;
 
     const DANGER: Danger<'static> = Danger {
-        what: "The topic a is emptied",
+        what: "Emptying the topic a",
         name: "sync.a.v1",
         named: true,
         flags: "--yes and --topic NAME",
@@ -150,7 +148,7 @@ mod tests {
         assert!(ended.is_ok());
         assert_eq!(
             shown,
-            "The topic a is emptied. This cannot be undone.\nType sync.a.v1 to go on: "
+            "Emptying the topic a cannot be undone.\nType sync.a.v1 to go on: "
         );
         for other in ["", "\n", "yes\n", "sync.a.v\n", "SYNC.A.V1\n", "sync.a.v1 x\n"] {
             let error = asked(other).0.expect_err(other);

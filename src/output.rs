@@ -82,6 +82,22 @@ pub(crate) fn table<const N: usize>(heading: [&str; N], right: [bool; N], rows: 
     text
 }
 
+/// Text of a stranger's, without what would move a terminal's cursor or turn its text around.
+pub(crate) fn printable(text: &str) -> String {
+    let tricky = |c: char| {
+        c.is_control()
+            || matches!(c, '\u{200e}' | '\u{200f}' | '\u{202a}'..='\u{202e}' | '\u{2066}'..='\u{2069}')
+    };
+    let mut shown = String::with_capacity(text.len());
+    for c in text.chars() {
+        match tricky(c) {
+            true => shown.extend(c.escape_unicode()),
+            false => shown.push(c),
+        }
+    }
+    shown
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -92,6 +108,14 @@ mod tests {
         assert_eq!(
             table(["topic", "lag"], [false, true], &rows),
             "topic       lag\na             7\nlong name  1000\n"
+        );
+    }
+
+    #[test]
+    fn a_strangers_text_cannot_move_the_cursor() {
+        assert_eq!(
+            printable("a\u{1b}[2Jb\u{202e}c é\n"),
+            "a\\u{1b}[2Jb\\u{202e}c é\\u{a}"
         );
     }
 }

@@ -22,15 +22,19 @@ use crate::settings::duration;
 pub(super) struct Filters {
     /// Of this topic, with the deployment's prefix
     #[arg(long, value_name = "NAME")]
+    #[serde(skip_serializing_if = "Option::is_none")]
     pub(super) topic: Option<String>,
     /// Of the topic of this domain
     #[arg(long, value_name = "NAME", conflicts_with = "topic")]
+    #[serde(skip_serializing_if = "Option::is_none")]
     pub(super) domain: Option<String>,
     /// Of this tenant, by what the letters say themselves
     #[arg(long, value_parser = |text: &str| TenantId::parse(text))]
+    #[serde(skip_serializing_if = "Option::is_none")]
     pub(super) tenant: Option<TenantId>,
     /// Logged no earlier than this: RFC 3339, or how long ago, like 24h
     #[arg(long, value_name = "TIME", value_parser = since)]
+    #[serde(skip_serializing_if = "Option::is_none")]
     pub(super) since: Option<DateTime<Utc>>,
 }
 
@@ -39,6 +43,7 @@ pub(super) struct Filters {
 pub(super) struct Chosen {
     /// Letters by their places, topic/partition/offset
     #[arg(value_name = "PLACE", conflicts_with_all = ["topic", "domain", "tenant", "since"])]
+    #[serde(skip_serializing_if = "Vec::is_empty")]
     pub(super) places: Vec<LetterPlace>,
     #[command(flatten)]
     #[serde(flatten)]

@@ -12,10 +12,10 @@ use tokio_postgres::{Client, GenericClient};
 use super::Bench;
 use super::choice::Chosen;
 use super::letter::{LetterPlace, STANDING, standing};
-use super::show::printable;
 use crate::audit::Audit;
 use crate::database::plain;
 use crate::guard_rails::{ConfirmArgs, Danger, OperatorArgs};
+use crate::output::printable;
 
 /// The exit code where some were refused.
 pub(super) const EXIT_REFUSED: u8 = 3;
@@ -141,8 +141,8 @@ fn confirm(args: &DropArgs, places: &[LetterPlace]) -> Result<()> {
         _ => letters.clone(),
     };
     let what = match places {
-        [place] => format!("The dead letter {place} is dropped"),
-        [first, .., last] => format!("{letters} from {first} to {last} are dropped"),
+        [place] => format!("Dropping the dead letter {place}"),
+        [first, .., last] => format!("Dropping {letters} from {first} to {last}"),
         [] => return Ok(()),
     };
     args.confirm.confirm(&Danger {

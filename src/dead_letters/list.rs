@@ -9,8 +9,7 @@ use tokio_postgres::Row;
 use super::Bench;
 use super::choice::{self, Filters, Status};
 use super::letter::{self, LetterPlace, STANDING, Standing};
-use super::show::printable;
-use crate::output::table;
+use crate::output::{printable, table};
 
 /// Lists dead letters, by topic, partition and offset
 #[derive(Args, Clone, Debug)]

@@ -16,10 +16,10 @@ use super::choice::Chosen;
 use super::drop::EXIT_REFUSED;
 use super::letter::{Letter, LetterPlace};
 use super::order::Rules;
-use super::show::printable;
 use crate::audit::Audit;
 use crate::database::plain;
 use crate::guard_rails::OperatorArgs;
+use crate::output::printable;
 
 /// Appends dead letters again, once this build can read them
 #[derive(Args, Clone, Debug)]

@@ -17,6 +17,7 @@ use tidelog_projector::event::Arrived;
 use super::Bench;
 use super::letter::{Header, Letter, LetterPlace, Standing, time_text};
 use crate::database;
+use crate::output::printable;
 
 /// Most bytes of a value that are shown to people.
 const SHOWN_BYTES: usize = 4096;
@@ -199,22 +200,6 @@ fn hex_dump(bytes: &[u8]) -> String {
     lines.join("\n")
 }
 
-/// Text of a stranger's, without what would move a terminal's cursor or turn its text around.
-pub(super) fn printable(text: &str) -> String {
-    let tricky = |c: char| {
-        c.is_control()
-            || matches!(c, '\u{200e}' | '\u{200f}' | '\u{202a}'..='\u{202e}' | '\u{2066}'..='\u{2069}')
-    };
-    let mut shown = String::with_capacity(text.len());
-    for c in text.chars() {
-        match tricky(c) {
-            true => shown.extend(c.escape_unicode()),
-            false => shown.push(c),
-        }
-    }
-    shown
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -227,13 +212,5 @@ mod tests {
              00000010  67 68                                            gh"
         );
         assert_eq!(hex_dump(b""), "");
-    }
-
-    #[test]
-    fn a_strangers_text_cannot_move_the_cursor() {
-        assert_eq!(
-            printable("a\u{1b}[2Jb\u{202e}c é\n"),
-            "a\\u{1b}[2Jb\\u{202e}c é\\u{a}"
-        );
     }
 }

@@ -162,7 +162,9 @@ fn value_text(shown: &Shown) -> String {
         .and_then(|value| serde_json::to_string_pretty(value).ok());
     let (shown, cut) = match pretty {
         Some(pretty) => {
-            let end = pretty.floor_char_boundary(SHOWN_BYTES);
+            let end = (0..=SHOWN_BYTES.min(pretty.len()))
+                .rfind(|&end| pretty.is_char_boundary(end))
+                .unwrap_or(0);
             (
                 pretty[..end]
                     .lines()

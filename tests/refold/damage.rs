@@ -264,10 +264,10 @@ async fn damage(deployment: &Deployment) -> Damage {
 async fn note(db: &Db, damage: &mut Damage, table: &str, differs: &str, sql: &str) {
     let rows = db.rows(sql, &[]).await;
     assert_eq!(rows.len(), 1, "{sql}");
-    let key: Value = rows[0].get(0);
+    let key = rows[0].get::<_, Value>(0).to_string();
     // One row may be hit twice, and is then what it was made last.
-    damage.retain(|(known, _, known_key)| known != table || *known_key != key.to_string());
-    damage.insert((table.to_owned(), differs.to_owned(), key.to_string()));
+    damage.retain(|(known, _, known_key)| known != table || *known_key != key);
+    damage.insert((table.to_owned(), differs.to_owned(), key));
 }
 
 /// A copy of a row under another key.

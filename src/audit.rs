@@ -13,7 +13,7 @@ use tokio_postgres::{Client, Config};
 use crate::database::{self, plain};
 use crate::domains;
 use crate::guard_rails::{OperatorArgs, Refused};
-use crate::migrate::check_migrated;
+use crate::migrate::connected;
 use crate::output::{OutputArgs, printable, table};
 use crate::settings::{DatabaseSettings, DomainSettings};
 
@@ -135,8 +135,7 @@ struct Row {
 /// Runs the command.
 pub(crate) async fn run(args: AuditArgs) -> Result<()> {
     let registry = domains::registry(&args.domains)?;
-    let client = database::connect(&database::config(&args.database, "audit", &[])?).await?;
-    check_migrated(&client, &args.database.schema, &registry).await?;
+    let client = connected(&args.database, &registry, "audit", &[]).await?;
     let found = client
         .query(
             "SELECT audit_id, at, ended_at, who, host, command, arguments, dry_run, result, detail

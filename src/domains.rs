@@ -5,7 +5,7 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use anyhow::{Context, Result};
-use tidelog_events::domain::Registry;
+use tidelog_events::domain::{Domain, Registry};
 
 use crate::settings::DomainSettings;
 
@@ -25,6 +25,14 @@ pub(crate) fn registry(settings: &DomainSettings) -> Result<Arc<Registry>> {
     }
     let registry = Registry::with(&own).context("the domain definitions cannot be used")?;
     Ok(Arc::new(registry))
+}
+
+/// The domain of that name, or an error that lists those that there are.
+pub(crate) fn named<'a>(registry: &'a Registry, name: &str) -> Result<&'a Arc<Domain>> {
+    registry.by_name(name).with_context(|| {
+        let known: Vec<&str> = registry.iter().map(|domain| domain.name.as_str()).collect();
+        format!("there is no domain {name:?}; there are {}", known.join(", "))
+    })
 }
 
 /// The definitions in a folder, sorted.

@@ -9,9 +9,9 @@ use tidelog_events::domain::Registry;
 use tidelog_http::auth::TenantId;
 
 use crate::database::plain;
+use crate::migrate::connected;
 use crate::output::table;
 use crate::settings::DatabaseSettings;
-use crate::status::connected;
 
 /// Whose hits, and how many.
 #[derive(Args, Clone, Debug)]
@@ -72,7 +72,7 @@ pub(crate) async fn hits(
     registry: &Registry,
     args: &HitsArgs,
 ) -> Result<AllHits> {
-    let client = connected(database, registry).await?;
+    let client = connected(database, registry, "status", &[]).await?;
     let tenant = args.tenant.as_ref().map(TenantId::as_str);
     let rows = client
         .query(HITS, &[&tenant, &(args.limit + 1)])

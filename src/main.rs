@@ -19,6 +19,7 @@ mod kafka;
 mod logging;
 mod look;
 mod migrate;
+mod moment;
 mod output;
 mod preflight;
 mod progress;

@@ -285,6 +285,18 @@ async fn differing_columns(client: &Client, registry: &Registry) -> Result<Vec<C
     Ok(differing)
 }
 
+/// A connection to a schema of this build, for one use of it (see [`database::config`]).
+pub(crate) async fn connected(
+    database: &DatabaseSettings,
+    registry: &Registry,
+    use_of: &str,
+    session: &[(&str, &str)],
+) -> Result<Client> {
+    let client = database::connect(&database::config(database, use_of, session)?).await?;
+    check_migrated(&client, &database.schema, registry).await?;
+    Ok(client)
+}
+
 /// Refuses to serve from a schema that has not been migrated by this build.
 pub(crate) async fn check_migrated(client: &Client, schema: &str, registry: &Registry) -> Result<()> {
     let present = client

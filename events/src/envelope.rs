@@ -5,9 +5,8 @@
 use crate::batch::BatchId;
 use crate::domain::{Policy, Registry, parse_datetime};
 use crate::ids::{DeviceId, DeviceType, Role, TenantId, UserId};
-use crate::item::{MAX_SUBJECT_BYTES, Operation, encode_part};
+use crate::item::{MAX_SUBJECT_BYTES, Operation, decode_part, encode_part};
 use chrono::{DateTime, SecondsFormat, Utc};
-use percent_encoding::percent_decode_str;
 use std::borrow::Cow;
 use uuid::Uuid;
 
@@ -275,12 +274,12 @@ pub fn sources_of(tenant: &TenantId) -> String {
 /// The tenant that a `ce_source` tells of, whatever else is wrong with it.
 pub fn tenant_of(source: &str) -> Option<TenantId> {
     let encoded = source.strip_prefix("/tenants/")?.split('/').next()?;
-    TenantId::parse(&percent_decode_str(encoded).decode_utf8().ok()?).ok()
+    TenantId::parse(&decode_part(encoded)?).ok()
 }
 
 fn source_parts(text: &str) -> Option<(TenantId, UserId, DeviceId)> {
     let mut parts = text.strip_prefix("/tenants/")?.split('/');
-    let mut next = || Some(percent_decode_str(parts.next()?).decode_utf8().ok()?.into_owned());
+    let mut next = || decode_part(parts.next()?);
     let tenant = TenantId::parse(&next()?).ok()?;
     (next()? == "users").then_some(())?;
     let user = UserId::parse(&next()?).ok()?;

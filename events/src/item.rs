@@ -7,7 +7,7 @@ use crate::error::{ErrorCode, ItemError};
 use crate::ids::{DeviceId, TenantId, UserId};
 use crate::json::{Members, check_storable};
 use chrono::{DateTime, SecondsFormat, Utc};
-use percent_encoding::{AsciiSet, NON_ALPHANUMERIC, utf8_percent_encode};
+use percent_encoding::{AsciiSet, NON_ALPHANUMERIC, percent_decode_str, utf8_percent_encode};
 use serde_json::Value;
 use serde_json::value::RawValue;
 use std::borrow::Cow;
@@ -456,6 +456,11 @@ const UNRESERVED: &AsciiSet = &NON_ALPHANUMERIC
 /// One part of a key, subject or source, so that `/` only ever parts the parts.
 pub fn encode_part(part: &str) -> String {
     utf8_percent_encode(part, UNRESERVED).to_string()
+}
+
+/// A part as it was before [`encode_part`]; none where it never was text.
+pub fn decode_part(part: &str) -> Option<String> {
+    Some(percent_decode_str(part).decode_utf8().ok()?.into_owned())
 }
 
 /// The key of a record's events on its topic: tenant and identity.

@@ -1,12 +1,11 @@
 //! Which dead letters a command is about: places, or filters, and never more than a limit. What is done with them is the
 //! command's to say.
 
-use anyhow::{Result, bail};
+use anyhow::Result;
 use chrono::{DateTime, Utc};
 use clap::{Args, ValueEnum};
 use serde::Serialize;
 use tidelog_events::domain::Registry;
-use tidelog_events::domain::parse_datetime;
 use tidelog_events::envelope::sources_of;
 use tidelog_events::ids::TenantId;
 use tidelog_events::topic_name;
@@ -14,8 +13,9 @@ use tokio_postgres::{GenericClient, Row};
 
 use super::letter::LetterPlace;
 use crate::database::plain;
+use crate::domains;
 use crate::guard_rails::Refused;
-use crate::settings::duration;
+use crate::moment::moment;
 
 /// Which letters, by what they are.
 #[derive(Args, Clone, Debug, Default, Serialize)]
@@ -33,7 +33,7 @@ pub(super) struct Filters {
     #[serde(skip_serializing_if = "Option::is_none")]
     pub(super) tenant: Option<TenantId>,
     /// Logged no earlier than this: RFC 3339, or how long ago, like 24h
-    #[arg(long, value_name = "TIME", value_parser = since)]
+    #[arg(long, value_name = "TIME", value_parser = moment)]
     #[serde(skip_serializing_if = "Option::is_none")]
     pub(super) since: Option<DateTime<Utc>>,
 }
@@ -75,13 +75,6 @@ impl Status {
             Status::All => None,
         }
     }
-}
-
-fn since(text: &str) -> Result<DateTime<Utc>, &'static str> {
-    let ago = || Some(Utc::now() - chrono::Duration::from_std(duration(text).ok()?).ok()?);
-    parse_datetime(text)
-        .or_else(ago)
-        .ok_or("give a time like 2026-03-01T08:00:00Z, or how long ago: 15m, 24h, 7d")
 }
 
 impl Filters {
@@ -136,13 +129,7 @@ impl Filters {
         let Some(name) = &self.domain else {
             return Ok(self.topic.clone());
         };
-        match registry.by_name(name) {
-            Some(domain) => Ok(Some(topic_name(prefix, &domain.topic))),
-            None => {
-                let known: Vec<&str> = registry.iter().map(|domain| domain.name.as_str()).collect();
-                bail!("there is no domain {name:?} here: there are {}", known.join(", "))
-            }
-        }
+        Ok(Some(topic_name(prefix, &domains::named(registry, name)?.topic)))
     }
 
     fn is_empty(&self) -> bool {
@@ -193,20 +180,5 @@ pub(super) fn place(row: &Row) -> LetterPlace {
         topic: row.get(0),
         partition: row.get(1),
         offset: row.get(2),
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn a_time_may_be_an_age() {
-        let ago = Utc::now() - since("24h").expect("an age");
-        assert!((86_390..86_410).contains(&ago.num_seconds()), "{ago}");
-        assert!(since("2026-03-01T08:00:00Z").is_ok());
-        for bad in ["", "yesterday", "24", "0s"] {
-            assert!(since(bad).is_err(), "{bad}");
-        }
     }
 }

@@ -20,9 +20,8 @@ use clap::{Args, Subcommand};
 use tidelog_events::domain::Registry;
 use tokio_postgres::Client;
 
-use crate::database;
 use crate::domains;
-use crate::migrate::check_migrated;
+use crate::migrate::connected;
 use crate::output::OutputArgs;
 use crate::settings::{DatabaseSettings, DomainSettings, KafkaSettings};
 
@@ -84,9 +83,7 @@ impl Bench {
     /// The domains, and a connection to a schema of this build.
     async fn open(&self) -> Result<(Arc<Registry>, Client)> {
         let registry = domains::registry(&self.domains)?;
-        let config = database::config(&self.database, "dead-letters", &[])?;
-        let client = database::connect(&config).await?;
-        check_migrated(&client, &self.database.schema, &registry).await?;
+        let client = connected(&self.database, &registry, "dead-letters", &[]).await?;
         Ok((registry, client))
     }
 }

@@ -4,7 +4,7 @@
 use serde::Serialize;
 use tidelog_events::outcome::{Change, Outcome, Winner};
 
-use super::plain_text;
+use crate::output::printable;
 
 /// What became of a record. As JSON an object whose `outcome` says which.
 #[derive(Debug, Clone, PartialEq, Serialize)]
@@ -51,7 +51,7 @@ impl Became {
             Became::Undecided(Undecided::DeadLetter { reason, status }) => {
                 let state = if status == "open" { "" } else { status.as_str() };
                 let space = if state.is_empty() { "" } else { " " };
-                format!("dead letter{space}{state}: {}", plain_text(reason))
+                format!("dead letter{space}{state}: {}", printable(reason))
             }
         }
     }
@@ -94,7 +94,7 @@ fn decided(outcome: &Outcome) -> String {
                 .as_deref()
                 .map(|rule| format!(" ({rule})"))
                 .unwrap_or_default();
-            plain_text(&format!("refused {}{field}{rule}", error.error_code.as_str()))
+            printable(&format!("refused {}{field}{rule}", error.error_code.as_str()))
         }
     }
 }

@@ -12,21 +12,3 @@ use chrono::{DateTime, SecondsFormat, Utc};
 pub(crate) fn time(at: DateTime<Utc>) -> String {
     at.to_rfc3339_opts(SecondsFormat::Millis, true)
 }
-
-/// Text that a stranger may have chosen, fit for a terminal: control characters are written out, not obeyed.
-pub(crate) fn plain_text(text: &str) -> String {
-    text.chars()
-        .flat_map(|c| match c.is_control() {
-            true => c.escape_default().collect::<Vec<_>>(),
-            false => vec![c],
-        })
-        .collect()
-}
-
-#[cfg(test)]
-mod tests {
-    #[test]
-    fn a_terminal_is_told_nothing_by_an_item() {
-        assert_eq!(super::plain_text("a\u{1b}[2J\n\u{9b}ü"), "a\\u{1b}[2J\\n\\u{9b}ü");
-    }
-}

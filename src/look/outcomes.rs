@@ -17,8 +17,8 @@ use uuid::Uuid;
 
 use super::became::{Became, Undecided};
 use super::seen::Seen;
-use crate::database::{self, plain};
-use crate::migrate::check_migrated;
+use crate::database::plain;
+use crate::migrate::connected;
 use crate::settings::DatabaseSettings;
 
 /// Of a feed row `c` with its conflict `x`: what [`applied`] reads.
@@ -34,14 +34,7 @@ pub(crate) async fn connect(
     registry: &Registry,
     use_of: &str,
 ) -> Result<Client> {
-    let client = database::connect(&database::config(
-        database,
-        use_of,
-        &tidelog_feed::SESSION_SETTINGS,
-    )?)
-    .await?;
-    check_migrated(&client, &database.schema, registry).await?;
-    Ok(client)
+    connected(database, registry, use_of, &tidelog_feed::SESSION_SETTINGS).await
 }
 
 /// How far each partition has been applied.

@@ -14,7 +14,8 @@ use tidelog_events::position::TopicPartition;
 use uuid::Uuid;
 
 use super::became::Became;
-use super::{plain_text, time};
+use super::time;
+use crate::output::printable;
 
 /// A record of the log.
 #[derive(Debug, Clone)]
@@ -109,16 +110,16 @@ impl Seen {
                     event.operation.as_str(),
                     &event.subject,
                 ];
-                plain_text(&format!("{time} {} {}", words.join(" "), event.base))
+                printable(&format!("{time} {} {}", words.join(" "), event.base))
             }
-            Err(why) => plain_text(&format!("{time} {} {place} cannot be read: {why}", self.at.topic)),
+            Err(why) => printable(&format!("{time} {} {place} cannot be read: {why}", self.at.topic)),
         };
         line.push_str(&format!(" → {}\n", became.text()));
         if let Some(payload) = &self.payload {
             let text = String::from_utf8_lossy(payload);
             let compact =
                 serde_json::from_str::<Value>(&text).map_or(text.into_owned(), |value| value.to_string());
-            line.push_str(&format!("    {}\n", plain_text(&compact)));
+            line.push_str(&format!("    {}\n", printable(&compact)));
         }
         line
     }

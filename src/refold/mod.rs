@@ -11,15 +11,15 @@ use std::collections::BTreeSet;
 use std::sync::Arc;
 use std::time::Instant;
 
-use anyhow::{Context, Result, bail};
+use anyhow::{Result, bail};
 use clap::Args;
 use sha2::{Digest, Sha256};
-use tidelog_events::domain::{Domain, Registry};
+use tidelog_events::domain::Registry;
 use tidelog_projector::shadow::{Offsets, Passed, Selection, Shadow, ShadowConfig};
 use tokio::sync::watch;
 use tokio_postgres::Client;
 
-use crate::migrate::check_migrated;
+use crate::migrate::connected;
 use crate::progress::during;
 use crate::serve::INSTANCE;
 use crate::settings::{DatabaseSettings, DomainSettings, KafkaSettings};
@@ -55,10 +55,7 @@ impl Ground {
 
     /// A connection to a schema of this build.
     async fn connect(&self, use_of: &str, registry: &Registry) -> Result<Client> {
-        let config = database::config(&self.database, use_of, &[("statement_timeout", "0")])?;
-        let client = database::connect(&config).await?;
-        check_migrated(&client, &self.database.schema, registry).await?;
-        Ok(client)
+        connected(&self.database, registry, use_of, &[("statement_timeout", "0")]).await
     }
 
     /// A shadow of one topic.
@@ -112,14 +109,6 @@ fn schema_name(live: &str, kind: &str, topic: &str) -> String {
     let digest = Sha256::digest(name.as_bytes());
     let hash: String = digest[..6].iter().map(|byte| format!("{byte:02x}")).collect();
     format!("{}_{hash}", &name[..45])
-}
-
-/// A domain of that name, or an error that lists those there are.
-fn named<'a>(registry: &'a Registry, name: &str) -> Result<&'a Arc<Domain>> {
-    registry.by_name(name).with_context(|| {
-        let known: Vec<&str> = registry.iter().map(|domain| domain.name.as_str()).collect();
-        format!("there is no domain {name:?}; there are {}", known.join(", "))
-    })
 }
 
 /// The names of the domains on a shadow's topic.

@@ -15,8 +15,9 @@ use tokio::sync::watch;
 use tokio_postgres::Client;
 
 use super::shown::{self, Shown};
-use super::{Ground, Pace, Purpose, ahead, fold, named, names};
+use super::{Ground, Pace, Purpose, ahead, fold, names};
 use crate::audit::Audit;
+use crate::domains::named;
 use crate::guard_rails::{ConfirmArgs, Danger, OperatorArgs};
 use crate::output::OutputArgs;
 use crate::progress::{during, grouped};

@@ -19,9 +19,11 @@ use tokio::sync::watch;
 use tokio_postgres::Client;
 
 use super::shown::{self, Shown};
-use super::{Ground, Purpose, ahead, existing, fold, named};
+use super::{Ground, Purpose, ahead, existing, fold};
 use crate::audit::Audit;
+use crate::domains::named;
 use crate::guard_rails::OperatorArgs;
+use crate::moment::moment;
 use crate::output::OutputArgs;
 use crate::progress::during;
 use crate::shutdown::until_signal;
@@ -53,7 +55,7 @@ pub(crate) struct ReplayArgs {
     /// This partition alone; may be given several times
     #[arg(long, value_name = "N")]
     partition: Vec<i32>,
-    /// From this offset, or from this moment (RFC 3339) of the log
+    /// From this offset, or from this moment of the log (RFC 3339, or how long ago, like 2h)
     #[arg(long, value_name = "OFFSET|TIME", value_parser = bound)]
     from: Option<Bound>,
     /// Before this offset, or before this moment of the log
@@ -83,15 +85,13 @@ impl Display for Bound {
     }
 }
 
-fn bound(text: &str) -> Result<Bound, &'static str> {
-    if let Ok(offset) = text.parse::<i64>()
-        && offset >= 0
-    {
-        return Ok(Bound::Offset(offset));
+fn bound(text: &str) -> Result<Bound, String> {
+    match text.parse::<i64>() {
+        Ok(offset) if offset >= 0 => Ok(Bound::Offset(offset)),
+        _ => moment(text)
+            .map(Bound::Time)
+            .map_err(|rule| format!("give an offset, or {}", rule.trim_start_matches("give "))),
     }
-    let time = DateTime::parse_from_rfc3339(text);
-    time.map(|time| Bound::Time(time.into()))
-        .map_err(|_| "give an offset, or a time like 2026-03-01T08:00:00Z")
 }
 
 /// What came of it.

@@ -14,7 +14,8 @@ use tokio::sync::watch;
 use tokio_postgres::Client;
 
 use super::shown::{self, Shown, Sum};
-use super::{Ground, Pace, Purpose, existing, fold, named, names};
+use super::{Ground, Pace, Purpose, existing, fold, names};
+use crate::domains::named;
 use crate::output::OutputArgs;
 use crate::progress::during;
 use crate::shutdown::until_signal;

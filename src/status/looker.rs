@@ -18,6 +18,7 @@ use super::{Partition, Status};
 use crate::kafka::Cluster;
 use crate::look::seen::log_time;
 use crate::look::{places, time};
+use crate::migrate::connected;
 use crate::settings::{DatabaseSettings, KafkaSettings};
 
 /// How long Kafka may take to show the oldest records that are not applied.
@@ -325,7 +326,7 @@ async fn projected(
 ) -> Result<Projection> {
     let client = match client {
         Some(client) if !client.is_closed() => client,
-        other => other.insert(projection::connected(database, registry).await?),
+        other => other.insert(connected(database, registry, "status", &[]).await?),
     };
     projection::read(client).await
 }

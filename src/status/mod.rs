@@ -24,7 +24,7 @@ use crate::output::{OutputArgs, table};
 use crate::settings::{DatabaseSettings, DomainSettings, KafkaSettings};
 
 pub(crate) use looker::Looker;
-pub(crate) use projection::{InFlight, connected};
+pub(crate) use projection::InFlight;
 
 /// Shows how far the projection is behind the log
 #[derive(Args, Clone, Debug)]

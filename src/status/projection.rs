@@ -5,13 +5,10 @@ use std::collections::BTreeMap;
 use anyhow::Result;
 use chrono::{DateTime, Utc};
 use serde::Serialize;
-use tidelog_events::domain::Registry;
 use tidelog_events::position::TopicPartition;
 use tokio_postgres::{Client, Row};
 
-use crate::database::{self, plain};
-use crate::migrate::check_migrated;
-use crate::settings::DatabaseSettings;
+use crate::database::plain;
 
 /// How far the projection has come.
 #[derive(Clone, Default)]
@@ -47,13 +44,6 @@ pub(crate) struct InFlight {
     pub(crate) oldest_seconds: Option<f64>,
     /// Claims whose lease has ended with no record of the batch: it waits for the phone's retry.
     pub(crate) abandoned: i64,
-}
-
-/// A connection to a schema of this build.
-pub(crate) async fn connected(database: &DatabaseSettings, registry: &Registry) -> Result<Client> {
-    let client = database::connect(&database::config(database, "status", &[])?).await?;
-    check_migrated(&client, &database.schema, registry).await?;
-    Ok(client)
 }
 
 fn place(row: &Row) -> TopicPartition {

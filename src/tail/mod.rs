@@ -23,6 +23,7 @@ use crate::domains;
 use crate::kafka::Cluster;
 use crate::look::became::Became;
 use crate::look::seen::Seen;
+use crate::moment::moment;
 use crate::output::{self, Output, OutputArgs};
 use crate::settings::{self, DatabaseSettings, DomainSettings, KafkaSettings};
 use crate::shutdown;
@@ -109,17 +110,9 @@ fn from(text: &str) -> Result<From, &'static str> {
         "now" => Ok(From::Now),
         _ => match (text.parse::<i64>(), moment(text)) {
             (Ok(offset), _) if offset >= 0 => Ok(From::Offset(offset)),
-            (_, Some(time)) => Ok(From::Time(time)),
+            (_, Ok(time)) => Ok(From::Time(time)),
             _ => Err(RULE),
         },
-    }
-}
-
-/// A time (RFC 3339), or how long ago it was.
-pub(crate) fn moment(text: &str) -> Option<DateTime<Utc>> {
-    match settings::duration(text) {
-        Ok(ago) => Utc::now().checked_sub_signed(chrono::Duration::from_std(ago).ok()?),
-        Err(_) => Some(DateTime::parse_from_rfc3339(text).ok()?.to_utc()),
     }
 }
 
@@ -133,9 +126,8 @@ pub(crate) async fn run(args: TailArgs) -> Result<()> {
 
 async fn tail(args: &TailArgs) -> Result<()> {
     let registry = domains::registry(&args.domains)?;
-    if let Some(unknown) = args.domain.iter().find(|name| registry.by_name(name).is_none()) {
-        let known: Vec<&str> = registry.iter().map(|domain| domain.name.as_str()).collect();
-        bail!("there is no domain {unknown:?}; there are {}", known.join(", "));
+    for name in &args.domain {
+        domains::named(&registry, name)?;
     }
     let filter = filter::Filter {
         domains: args.domain.clone(),

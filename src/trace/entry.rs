@@ -9,7 +9,8 @@ use uuid::Uuid;
 
 use super::Trace;
 use crate::look::became::{Became, Undecided, won};
-use crate::look::{plain_text, time};
+use crate::look::time;
+use crate::output::printable;
 
 /// A batch as its gateway saw it.
 #[derive(Debug, Clone, Serialize)]
@@ -126,7 +127,7 @@ pub(super) fn text(trace: &Trace) -> String {
         text.push_str("There is more: see --limit and --since\n");
     }
     for unseen in &trace.unseen {
-        text.push_str(&format!("NOT SEEN: {}\n", plain_text(unseen)));
+        text.push_str(&format!("NOT SEEN: {}\n", printable(unseen)));
     }
     text
 }
@@ -137,7 +138,7 @@ fn batch_text(batch: &Batch) -> String {
         (Some(key), hits) => format!(", key {key} came again {} times", hits.unwrap_or_default()),
         (None, _) => String::new(),
     };
-    let mut text = plain_text(&format!(
+    let mut text = printable(&format!(
         "{} batch {} to {} by {} from {}: {} items, {} appended{key}",
         time(batch.received_at),
         batch.batch_id,
@@ -153,9 +154,9 @@ fn batch_text(batch: &Batch) -> String {
         text.push_str(&format!(
             "    item {} {}: refused by the gateway: {}: {}\n",
             refused.index,
-            plain_text(subject),
+            printable(subject),
             refused.error.error_code.as_str(),
-            plain_text(&refused.error.error_message)
+            printable(&refused.error.error_message)
         ));
     }
     text
@@ -168,7 +169,7 @@ fn item_text(item: &Item) -> String {
         (Some(batch), Some(index)) => format!("{batch}/{index}"),
         _ => "?".into(),
     };
-    let mut text = plain_text(&format!(
+    let mut text = printable(&format!(
         "{} {} {} {} by {} from {}, upon version {base}",
         time(item.log_time),
         or(&item.domain),
@@ -179,7 +180,7 @@ fn item_text(item: &Item) -> String {
     ));
     let mut outcome = item.outcome.text();
     if let Became::Decided(tidelog_events::outcome::Outcome::Refused { error }) = &item.outcome {
-        outcome.push_str(&format!(": {}", plain_text(&error.error_message)));
+        outcome.push_str(&format!(": {}", printable(&error.error_message)));
     }
     if item.outcome == Became::Undecided(Undecided::Pending) {
         outcome.push_str(": in the log, and not applied yet");
@@ -219,16 +220,16 @@ fn conflict_text(conflict: &Conflict) -> String {
             change.device,
             time(change.at)
         );
-        text.push_str(&format!("      {}\n", plain_text(&line)));
+        text.push_str(&format!("      {}\n", printable(&line)));
     }
     if let Some(kept) = &conflict.kept {
-        text.push_str(&format!("      kept: {}\n", plain_text(&kept.to_string())));
+        text.push_str(&format!("      kept: {}\n", printable(&kept.to_string())));
     }
     if let (Some(by), Some(at)) = (&conflict.resolved_by, conflict.resolved_at) {
         let strategy = conflict.strategy.as_deref().unwrap_or("unknown");
         text.push_str(&format!(
             "      decided by {} at {}: {strategy}\n",
-            plain_text(by),
+            printable(by),
             time(at)
         ));
     }

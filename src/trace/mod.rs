@@ -20,9 +20,10 @@ use self::entry::{Batch, Item};
 use self::store::Store;
 use crate::domains;
 use crate::look::outcomes;
+use crate::moment::moment;
 use crate::output::OutputArgs;
 use crate::settings::{DatabaseSettings, DomainSettings, KafkaSettings};
-use crate::tail::{identity, moment};
+use crate::tail::identity;
 
 /// How far back a device is looked at, unless told otherwise: no index leads to its batches.
 const OF_A_DEVICE: Duration = Duration::from_secs(24 * 3600);
@@ -49,7 +50,7 @@ pub(crate) struct TraceArgs {
     #[command(flatten)]
     what: What,
     /// From this time on (RFC 3339), or so long ago, like 15m; for a device the last 24 hours unless told otherwise
-    #[arg(long, value_name = "TIME", value_parser = |text: &str| moment(text).ok_or("give a time like 2026-03-01T10:00:00Z, or how long ago, like 15m"))]
+    #[arg(long, value_name = "TIME", value_parser = moment)]
     since: Option<DateTime<Utc>>,
     /// Most batches of a device, or attempts upon a record
     #[arg(long, value_name = "N", default_value_t = 100, value_parser = clap::value_parser!(i64).range(1..=1000))]
@@ -212,10 +213,7 @@ fn named<'a>(registry: &'a Registry, text: &str) -> Result<(&'a Domain, String)>
     let (domain, id) = text
         .split_once('/')
         .context("--record: give a domain, a slash and an identity")?;
-    let Some(domain) = registry.by_name(domain) else {
-        let known: Vec<&str> = registry.iter().map(|domain| domain.name.as_str()).collect();
-        bail!("there is no domain {domain:?}; there are {}", known.join(", "));
-    };
+    let domain = domains::named(registry, domain)?;
     if domain.is_entity() && Uuid::try_parse(id).is_err() {
         bail!("a record of {} has a UUID, which {id:?} is not", domain.name);
     }

@@ -9,6 +9,7 @@ use serde_json::json;
 use uuid::Uuid;
 
 use crate::crew::all_applied;
+use crate::support::eventually;
 use crate::support::phone::{Phone, Replica, tenant};
 use crate::support::service::{Deployment, Service};
 
@@ -77,8 +78,11 @@ async fn a_promoted_column_is_rolled_out_and_back_under_load() {
     assert_eq!(columns(deployment).await, 1);
     // What is written now is in the new table, its column and the view.
     let counts = async |sql: &str| db.count(&sql.replace("{s}", &deployment.schema), &[]).await;
-    tokio::time::sleep(Duration::from_millis(500)).await;
-    assert!(counts("SELECT count(score) FROM \"{s}\".inspections").await > 0);
+    let there = counts("SELECT count(*) FROM \"{s}\".inspections").await;
+    eventually("what is written now is in the new column", async || {
+        (counts("SELECT count(score) FROM \"{s}\".inspections").await > there).then_some(())
+    })
+    .await;
     let seen = counts("SELECT count(*) FROM \"{s}\".lobbies").await;
     assert!(counts("SELECT count(*) FROM \"{s}\".inspections").await - seen < 20);
     let granted = "SELECT count(*) FROM information_schema.role_table_grants WHERE table_schema = '{s}' AND table_name = 'inspections' AND grantee = 'PUBLIC'";

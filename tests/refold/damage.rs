@@ -3,10 +3,12 @@
 use std::collections::BTreeSet;
 
 use serde_json::{Value, json};
+use uuid::Uuid;
 
 use crate::crew;
 use crate::support::db::Db;
-use crate::support::items::DOMAINS;
+use crate::support::items::{DOMAINS, Known};
+use crate::support::phone::{Phone, tenant};
 use crate::support::projection::projection;
 use crate::support::service::{Deployment, Service};
 
@@ -125,6 +127,44 @@ async fn a_stretch_is_replayed_alone() {
         "{}",
         wrong.stderr
     );
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_became_of_a_child_is_mended_with_its_parents_stretch() {
+    let service = Service::start("child");
+    let deployment = &service.deployment;
+    let phone = Phone::new(deployment, &tenant("child"), "asha");
+    let medium = (Known::of("journal-media").item)(1).text;
+    for _ in 0..2 {
+        phone
+            .post_keyed("journal-media", &Uuid::new_v4().to_string(), &[&medium])
+            .await
+            .expect(200);
+    }
+    let whole = projection(deployment).await;
+    let db = deployment.db().await;
+    let damage = format!(
+        "DELETE FROM \"{}\".outcomes WHERE domain = 'journal-media' RETURNING 1",
+        deployment.schema
+    );
+    assert_eq!(db.rows(&damage, &[]).await.len(), 1, "the second was a duplicate");
+    let replayed = deployment
+        .run(&[
+            "replay",
+            "--domain",
+            "journal-media",
+            "--from",
+            "1h",
+            "--output",
+            "json",
+        ])
+        .json();
+    assert_eq!(
+        (&replayed["applied"], &replayed["rows_mended"]),
+        (&json!(1), &json!(1)),
+        "{replayed}"
+    );
+    assert_eq!(projection(deployment).await, whole);
 }
 
 /// A domain of each topic.

@@ -87,23 +87,28 @@ async fn two_rebuilds_of_one_topic_refuse_each_other() {
     let deployment = &service.deployment;
     crew::fill(deployment, &crew::tenants(), 500).await;
     let mut first = deployment.command(&["rebuild", "--domain", "journal"]);
-    first.env("TIDELOG_DRILL_STOP", "project.folded@1:wait=3000");
+    first.env("TIDELOG_DRILL_STOP", "project.folded@1:wait=8000");
     let mut first = first
         .stderr(std::process::Stdio::null())
         .spawn()
         .expect("tidelog can be run");
-    // The media of a journal are on the journal's topic.
-    let second = eventually("the first is at work", async || {
-        let second = deployment.run(&["rebuild", "--domain", "journal-media", "--no-swap"]);
-        (second.code == 1).then_some(second)
+    let db = deployment.db().await;
+    eventually("the first is at work", async || {
+        (db.count("SELECT count(*) FROM shadows", &[]).await == 1).then_some(())
     })
     .await;
+    // The media of a journal are on the journal's topic.
+    let second = deployment.run(&["rebuild", "--domain", "journal-media", "--no-swap"]);
+    assert_eq!(second.code, 1, "{}", second.stderr);
     assert!(
         second.stderr.contains("another run of this command is at work"),
         "{}",
         second.stderr
     );
-    first.wait().expect("it ends");
+    assert!(
+        first.wait().expect("it ends").success(),
+        "the first goes on to its end"
+    );
     deployment.run(&["verify", "--domain", "journal"]).ok();
 }
 

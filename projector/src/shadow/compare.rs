@@ -193,14 +193,23 @@ impl Shadow {
         }
         // The rule of a topic's name leaves nothing to escape.
         let topic = format!("t.topic = '{}'", self.topic());
-        for (table, subject) in [
-            ("outcomes", "subject"),
-            ("conflicts", "mobile_id"),
-            ("idempotency_records", "subject"),
+        for (table, subject, key) in [
+            ("outcomes", "subject", "tenant_id, batch_id, batch_index"),
+            ("conflicts", "mobile_id", "conflict_id"),
+            (
+                "idempotency_records",
+                "subject",
+                "tenant_id, key, scope, user_id, device_id",
+            ),
         ] {
             let expiry = (table == "idempotency_records")
                 .then(|| "t.scope = 'item' AND t.expires_at > now() + interval '1 minute'".to_owned());
-            let selected = self.of_shared(selection, subject);
+            let in_shadow = format!(
+                "(t.{}) IN (SELECT {key} FROM {})",
+                key.replace(", ", ", t."),
+                quoted(&self.config.schema, table)
+            );
+            let selected = self.of_shared(selection, subject, &in_shadow);
             let condition = all_of([Some(topic.clone()), numbers.clone(), expiry, selected]);
             compared.push(self.described(client, table.into(), true, condition).await?);
         }
@@ -220,12 +229,12 @@ impl Shadow {
     }
 
     /// Which rows of a shared table are selected, by their domain.
-    fn of_shared(&self, selection: &Selection, subject: &str) -> Option<String> {
+    fn of_shared(&self, selection: &Selection, subject: &str, in_shadow: &str) -> Option<String> {
         let each = |domain: &std::sync::Arc<Domain>| {
             let of_domain = format!("t.domain = '{}'", domain.name);
             all_of([
                 Some(of_domain),
-                selection.of_shared(domain, &self.config.schema, subject),
+                selection.of_shared(domain, &self.config.schema, subject, in_shadow),
             ])
         };
         match selection {

@@ -1,7 +1,6 @@
 //! Which records are folded again: all, every so manyeth, or those that a stretch of the log is about. By the key on the topic,
 //! since all that a record's fold depends on has its key: so what is left out changes nothing in what is not.
 
-use percent_encoding::percent_decode_str;
 use rdkafka::message::{Message, OwnedMessage};
 use sha2::{Digest, Sha256};
 use std::collections::HashSet;
@@ -48,12 +47,18 @@ impl Selection {
         }
     }
 
-    /// The same for rows of the tables that all domains share, which name a record by tenant and subject, and not by its parent:
-    /// those of records that hang on others are only found from the shadow's side.
-    pub(crate) fn of_shared(&self, domain: &Domain, schema: &str, subject: &str) -> Option<String> {
+    /// The same for rows of the tables that all domains share. These name a record by tenant and subject, and not by its parent: of
+    /// records that hang on others the rows are meant that the shadow has too, by `in_shadow`.
+    pub(crate) fn of_shared(
+        &self,
+        domain: &Domain,
+        schema: &str,
+        subject: &str,
+        in_shadow: &str,
+    ) -> Option<String> {
         match (self, &domain.parent) {
             (Selection::All, _) => None,
-            (_, Some(_)) => Some("false".into()),
+            (_, Some(_)) => Some(in_shadow.to_owned()),
             (Selection::Share { of, number }, None) => Some(format!(
                 "{} = {number}",
                 share_of(&format!("t.{subject}::text"), *of)
@@ -68,12 +73,6 @@ fn selected(schema: &str, identity: &str) -> String {
     format!(
         "EXISTS (SELECT FROM \"{schema}\".selected s WHERE s.tenant_id = t.tenant_id AND s.identity = {identity})"
     )
-}
-
-/// A part of a key as it was before it was encoded.
-pub(super) fn decoded(part: &str) -> Option<String> {
-    let text = percent_decode_str(part).decode_utf8().ok()?;
-    Some(text.into_owned())
 }
 
 /// What stands after the tenant in a topic's key: the record's identity, or its parent's.

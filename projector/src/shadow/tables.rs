@@ -8,6 +8,7 @@ use crate::fold::FOLD_VERSION;
 use sha2::{Digest, Sha256};
 use std::fmt::Write as _;
 use tidelog_events::domain::{create_bare_tables, create_indexes};
+use tidelog_events::item::decode_part;
 use tokio_postgres::Client;
 
 /// The tables of all domains, as the projector writes them; each of a domain's own comes from its definition.
@@ -127,7 +128,7 @@ impl Shadow {
         };
         let parts = keys.iter().filter_map(|key| {
             let (tenant, identity) = std::str::from_utf8(key).ok()?.split_once('/')?;
-            Some((super::select::decoded(tenant)?, identity.to_owned()))
+            Some((decode_part(tenant)?, identity.to_owned()))
         });
         let (tenants, identities): (Vec<String>, Vec<String>) = parts.unzip();
         let sql = format!(

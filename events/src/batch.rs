@@ -11,6 +11,7 @@ use serde::de::{self, Deserializer, IgnoredAny, MapAccess, SeqAccess, Visitor};
 use serde_json::Value;
 use serde_json::value::RawValue;
 use sha2::{Digest, Sha256};
+use std::borrow::Cow;
 use uuid::Uuid;
 
 /// What a batch is posted to.
@@ -329,10 +330,12 @@ impl Fingerprint {
             {
                 continue;
             }
-            // What is no object in jsonb's sense is refused later and has no canonical form: its text stands for it.
+            // What is no object is refused later, and is the same item all the same when it is written anew. What is no value at
+            // all (a number beyond a double) has only its text.
             match serde_json::from_str::<Value>(entry.raw()) {
                 Ok(Value::Object(object)) => hash_content(&mut hash, &object),
-                _ => hash_part(&mut hash, entry.raw().as_bytes()),
+                Ok(other) => hash_part(&mut hash, canonical(&other, entry.raw()).as_bytes()),
+                Err(_) => hash_part(&mut hash, entry.raw().as_bytes()),
             }
         }
         Fingerprint(hash.finalize().into())
@@ -342,6 +345,11 @@ impl Fingerprint {
     pub fn as_key(&self) -> String {
         self.0.iter().map(|byte| format!("{byte:02x}")).collect()
     }
+}
+
+/// A value's canonical form (RFC 8785); its text where it has none.
+fn canonical<'a>(value: &Value, raw: &'a str) -> Cow<'a, str> {
+    serde_json_canonicalizer::to_string(value).map_or(Cow::Borrowed(raw), Cow::Owned)
 }
 
 /// Length first, so that two lists of parts never hash alike.
@@ -417,6 +425,15 @@ mod tests {
             &device,
             &batch.entries,
         )
+    }
+
+    #[test]
+    fn what_is_no_item_is_the_same_however_it_is_written() {
+        let of = |entries: &str| fingerprint(&format!("{{\"entries\":[{entries}]}}"));
+        assert_eq!(of("1e1"), of("10.0"));
+        assert_eq!(of("[ 1 , \"\\u0061\" ]"), of("[1,\"a\"]"));
+        assert_ne!(of("1,11"), of("11,1"));
+        assert_ne!(of("1"), of("\"1\""));
     }
 
     #[test]

@@ -20,7 +20,7 @@ use crate::look::seen::Seen;
 /// Most bytes that are held of a topic, about, to put its partitions in order.
 const ROOM: usize = 8 << 20;
 /// A partition that has more to come and brings nothing for this long is not waited for any longer.
-const STALL: Duration = Duration::from_millis(500);
+const STALL: Duration = Duration::from_secs(3);
 
 /// A topic that is read.
 pub(super) struct Lane {

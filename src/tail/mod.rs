@@ -41,7 +41,7 @@ const LOOK_UP: Duration = Duration::from_millis(250);
 /// Shows events as they come, each with what became of it
 #[derive(Args, Clone, Debug)]
 #[command(
-    long_about = "Shows events as they come, of all topics together, by the log's time: time, domain, partition/offset, \
+    long_about = "Shows events as they come, of all topics together; those that are there at the start by the log's time: time, domain, partition/offset, \
                   tenant, user, device, operation, record, the version that the device last saw, and what became of it. An \
                   event that the projection has not come to within --wait is `pending`; where Postgres is away it is `unknown`. \
                   Ends with Ctrl-C, with --limit, or with --no-follow at what was the log's end. As JSON, an object a line.",

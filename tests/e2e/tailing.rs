@@ -1,5 +1,6 @@
 //! An operator who watches the log sees every event once, in order, with what became of it, and only what was asked for.
 
+use std::collections::BTreeMap;
 use std::io::{BufRead, BufReader};
 use std::process::{Child, Stdio};
 use std::sync::OnceLock;
@@ -209,13 +210,23 @@ async fn events_are_shown_as_they_come_and_ctrl_c_is_a_good_end() {
         "{line}"
     );
     assert!(line.ends_with("→ created, version 1"), "{line}");
-    // A log of several partitions in one order: that of its times.
+    // Each of several partitions in its order; between them, they come as they arrive.
     for batch in tickets(60).chunks(10) {
         phone.post("helpdesk", batch).await.expect(200);
     }
-    let times: Vec<String> = (0..60)
-        .map(|_| tail.line().split(' ').next().unwrap_or_default().to_owned())
-        .collect();
+    let mut last_of = BTreeMap::new();
+    for _ in 0..60 {
+        let line = tail.line();
+        let words: Vec<&str> = line.split(' ').collect();
+        let (partition, offset) = words[2].split_once('/').expect("a place");
+        let offset: i64 = offset.parse().unwrap_or_else(|_| panic!("an offset: {line}"));
+        let before = last_of.insert(partition.to_owned(), offset);
+        assert!(before.is_none_or(|before| before < offset), "{line}");
+    }
+    // What is there already is one log in one order: that of its times.
+    let shown = of_tenant(deployment(), &tenant, &["--domain", "helpdesk"]);
+    let times: Vec<_> = shown.iter().map(|line| line["log_time"].as_str()).collect();
+    assert_eq!(times.len(), 61);
     assert!(times.is_sorted(), "{times:?}");
     assert_eq!(tail.interrupt(), Some(0));
 }

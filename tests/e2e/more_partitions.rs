@@ -37,10 +37,8 @@ async fn a_records_history_stays_in_its_partition() {
     add_partitions(deployment, &topic, 2 * PARTITIONS).await;
 
     // Another gateway, which has never seen the topic as it was.
-    let other = Deployment {
-        port: Deployment::new("more-partitions-port").port,
-        ..deployment.clone()
-    };
+    let mut other = deployment.clone();
+    other.port = Deployment::new("more-partitions-port").port;
     let _gateway = other.start_listening("ingest", "/readyz");
     let changes: Vec<String> = tickets
         .iter()

@@ -130,7 +130,9 @@ const COLUMNS: [Fixed; 36] = [
     ("partition", Kind::Int32, true, |told| {
         Cell::Integer(told.seen.at.partition.into())
     }),
-    ("offset", Kind::Int64, true, |told| Cell::Integer(told.seen.offset)),
+    ("offset", Kind::Int64, true, |told| {
+        Cell::Integer(told.seen.offset)
+    }),
     ("log_time", Kind::Millis, true, |told| {
         Cell::Time(told.seen.log_time)
     }),
@@ -187,10 +189,14 @@ const COLUMNS: [Fixed; 36] = [
         text(told.flat.first_outcome)
     }),
     ("error_code", Kind::Text, false, |told| text(told.flat.error_code)),
-    ("error_field", Kind::Text, false, |told| text(told.flat.error_field)),
+    ("error_field", Kind::Text, false, |told| {
+        text(told.flat.error_field)
+    }),
     ("error_rule", Kind::Text, false, |told| text(told.flat.error_rule)),
     ("reason", Kind::Text, false, |told| text(told.flat.reason)),
-    ("conflict_id", Kind::Text, false, |told| text(told.flat.conflict_id)),
+    ("conflict_id", Kind::Text, false, |told| {
+        text(told.flat.conflict_id)
+    }),
     ("conflict_policy", Kind::Text, false, |told| {
         text(told.flat.conflict_policy)
     }),
@@ -408,11 +414,7 @@ mod tests {
             "no JSON",
             "[]",
         ] {
-            assert_eq!(
-                value("field_escalation_level", nothing),
-                Cell::Null,
-                "{nothing}"
-            );
+            assert_eq!(value("field_escalation_level", nothing), Cell::Null, "{nothing}");
         }
     }
 

@@ -381,7 +381,10 @@ mod tests {
             ..about(Format::Csv)
         };
         let other = open(dir.path(), tenant).err().expect("refused");
-        assert!(other.contains("another tenant: all tenants, and not acme"), "{other}");
+        assert!(
+            other.contains("another tenant: all tenants, and not acme"),
+            "{other}"
+        );
         let held = open(dir.path(), about(Format::Csv)).expect("the same goes on");
         let other = open(dir.path(), about(Format::Csv)).err().expect("locked");
         assert!(other.contains("another export is writing"), "{other}");
@@ -422,7 +425,12 @@ mod tests {
         drop(folder.begin(date, 4).expect("a file"));
         assert_eq!(names(), ["partition=0003.jsonl"]);
         // One that was killed leaves its own behind, for the next run to sweep up.
-        fs::write(dir.path().join("helpdesk/date=2026-03-01/.partition=0005.jsonl.tmp"), "x").expect("a file");
+        fs::write(
+            dir.path()
+                .join("helpdesk/date=2026-03-01/.partition=0005.jsonl.tmp"),
+            "x",
+        )
+        .expect("a file");
         drop(folder);
         let _next = open(dir.path(), about(Format::Jsonl)).expect("a folder");
         assert_eq!(names(), ["partition=0003.jsonl"]);

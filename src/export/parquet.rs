@@ -50,11 +50,7 @@ enum Values {
 }
 
 impl Parquet {
-    pub(super) fn begin(
-        file: File,
-        columns: &Arc<Vec<Column>>,
-        notes: &[(&str, String)],
-    ) -> Result<Parquet> {
+    pub(super) fn begin(file: File, columns: &Arc<Vec<Column>>, notes: &[(&str, String)]) -> Result<Parquet> {
         let fields = columns.iter().map(|column| Ok(Arc::new(field(column)?)));
         let schema = Type::group_type_builder("tidelog_event")
             .with_fields(fields.collect::<Result<_>>()?)
@@ -176,7 +172,10 @@ impl Gathered {
     fn take(&mut self, column: &Column, cell: Cell) -> Result<()> {
         match (&mut self.values, cell) {
             (_, Cell::Null) if self.present.is_some() => {
-                self.present.as_mut().into_iter().for_each(|present| present.push(0));
+                self.present
+                    .as_mut()
+                    .into_iter()
+                    .for_each(|present| present.push(0));
                 return Ok(());
             }
             (Values::Int32(values), Cell::Integer(number)) => values.push(i32::try_from(number)?),
@@ -190,7 +189,10 @@ impl Gathered {
             (Values::Text(values), Cell::Text(text)) => values.push(ByteArray::from(text.into_bytes())),
             (_, cell) => bail!("the column {} cannot hold {cell:?}", column.name),
         }
-        self.present.as_mut().into_iter().for_each(|present| present.push(1));
+        self.present
+            .as_mut()
+            .into_iter()
+            .for_each(|present| present.push(1));
         Ok(())
     }
 

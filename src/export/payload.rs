@@ -54,7 +54,10 @@ mod tests {
         assert_eq!(payload.encoding, Some("text"));
         assert!(payload.member("a").is_some());
         let bytes = Payload::of(Some(b"\xff\xfe"));
-        assert_eq!((bytes.text.as_deref(), bytes.encoding), (Some("//4="), Some("base64")));
+        assert_eq!(
+            (bytes.text.as_deref(), bytes.encoding),
+            (Some("//4="), Some("base64"))
+        );
         assert_eq!(Payload::of(Some(b"a\0b")).encoding, Some("base64"));
         assert_eq!(Payload::of(None), Payload::default());
         assert_eq!(Payload::of(Some(b"")), Payload::default());

@@ -172,7 +172,9 @@ fn within(
     for mut span in spans {
         span.known_to = positions.next_offset(&at(topic, span.partition)).min(span.to);
         let pending = span.again.filter(|again| again.pending);
-        let open = span.known_to.max(pending.map_or(span.from, |again| again.first_offset));
+        let open = span
+            .known_to
+            .max(pending.map_or(span.from, |again| again.first_offset));
         let unknown = span.to - open;
         if unknown > 0 {
             behind.push(Behind {

@@ -232,7 +232,10 @@ impl Days {
 }
 
 fn tenant_by_source(record: &OwnedMessage) -> Option<TenantId> {
-    let source = record.headers()?.iter().find(|header| header.key == "ce_source")?;
+    let source = record
+        .headers()?
+        .iter()
+        .find(|header| header.key == "ce_source")?;
     tenant_of(std::str::from_utf8(source.value?).ok()?)
 }
 
@@ -260,7 +263,13 @@ mod tests {
         .collect();
         assert_eq!(
             of,
-            ["2026-03-01", "2026-03-02", "2026-03-02", "2026-03-02", "2026-03-04"]
+            [
+                "2026-03-01",
+                "2026-03-02",
+                "2026-03-02",
+                "2026-03-02",
+                "2026-03-04"
+            ]
         );
     }
 }

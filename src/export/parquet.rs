@@ -172,10 +172,7 @@ impl Gathered {
     fn take(&mut self, column: &Column, cell: Cell) -> Result<()> {
         match (&mut self.values, cell) {
             (_, Cell::Null) if self.present.is_some() => {
-                self.present
-                    .as_mut()
-                    .into_iter()
-                    .for_each(|present| present.push(0));
+                self.note(0);
                 return Ok(());
             }
             (Values::Int32(values), Cell::Integer(number)) => values.push(i32::try_from(number)?),
@@ -189,11 +186,15 @@ impl Gathered {
             (Values::Text(values), Cell::Text(text)) => values.push(ByteArray::from(text.into_bytes())),
             (_, cell) => bail!("the column {} cannot hold {cell:?}", column.name),
         }
-        self.present
-            .as_mut()
-            .into_iter()
-            .for_each(|present| present.push(1));
+        self.note(1);
         Ok(())
+    }
+
+    /// Notes that the next row has a value (1) or none (0).
+    fn note(&mut self, level: i16) {
+        if let Some(present) = &mut self.present {
+            present.push(level);
+        }
     }
 
     /// Writes the column, and is empty again.
@@ -222,7 +223,9 @@ impl Gathered {
             }
             _ => bail!("a column is written as another type than it has"),
         }
-        self.present.as_mut().into_iter().for_each(Vec::clear);
+        if let Some(present) = &mut self.present {
+            present.clear();
+        }
         Ok(())
     }
 }

@@ -360,4 +360,27 @@ mod tests {
         });
         assert_eq!(kept(span(5, 5, settled), 5, false), (None, 0));
     }
+
+    #[test]
+    fn a_log_that_lost_what_comes_next_or_is_another_is_not_gone_on_with() {
+        let log = Log::new("nowhere:9092", "t");
+        let told = |next_offset, bounds: Range<i64>| {
+            let progress = Progress {
+                first_offset: 0,
+                next_offset,
+                again: None,
+            };
+            let found = readable(&log, 3, &progress, &bounds);
+            found.map_err(|error| error.to_string())
+        };
+        assert_eq!(told(7, 7..9), Ok(()));
+        assert_eq!(told(9, 7..9), Ok(()));
+        let lost = told(6, 7..9).expect_err("a gap");
+        assert!(lost.contains("nothing before 7 any more"), "{lost}");
+        let other = told(10, 7..9).expect_err("too short");
+        assert!(
+            other.contains("the log ends at 9: this is another log"),
+            "{other}"
+        );
+    }
 }

@@ -187,7 +187,7 @@ async fn export(
         topic: log.topic().to_owned(),
         format: args.format,
         tenant: args.tenant.as_ref().map(ToString::to_string),
-        from: from.map_or("beginning", |from| &from.text).to_owned(),
+        from: from.map_or("beginning", |from| from.text.as_str()).to_owned(),
         columns: columns.iter().map(|column| column.name.clone()).collect(),
     };
     let folder = folder::Folder::open(&args.into, about, from.map(|from| from.text.as_str()), trial)?;

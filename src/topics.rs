@@ -15,8 +15,10 @@ use rdkafka::client::DefaultClientContext;
 use rdkafka::types::RDKafkaErrorCode;
 use serde::Serialize;
 use tidelog_events::domain::Registry;
-use tidelog_events::settings::SETTINGS_TOPIC;
+use tidelog_events::settings::{Partitions, SETTINGS_TOPIC};
 use tidelog_events::{DEAD_LETTER_TOPIC, topic_name};
+use tidelog_ingest::settings::{FollowConfig, follow, write_partitions};
+use tidelog_ingest::{Producer, ProducerConfig};
 
 use crate::domains;
 use crate::kafka::{Cluster, Metadata, client_config};
@@ -89,9 +91,14 @@ impl fmt::Display for Difference {
         } = self;
         write!(f, "{topic}: {property} is {found}, not {expected}")?;
         match property.as_str() {
+            // A number that is no number is less than any.
+            "partitions" if found.parse::<i32>().ok() > expected.parse::<i32>().ok() => write!(
+                f,
+                " (it was made with {expected}, and gateways keep to these: a record's history is one partition)"
+            ),
             "partitions" => write!(
                 f,
-                " (changing it would part records from their history: set partitions = {found})"
+                " (it was made anew with fewer: see the page on more partitions)"
             ),
             "replication_factor" => write!(f, " (kafka-reassign-partitions.sh changes it)"),
             _ => write!(
@@ -137,7 +144,7 @@ pub(crate) async fn ensure(
     let cluster = Cluster::new(kafka, "topics")?;
     let metadata = cluster.metadata().await?;
     let copies = copies(settings, metadata.brokers)?;
-    let (existing, missing): (Vec<_>, Vec<_>) = wanted(registry, kafka, settings.partitions)
+    let (mut existing, missing): (Vec<_>, Vec<_>) = wanted(registry, kafka, settings.partitions)
         .into_iter()
         .partition(|topic| metadata.topics.contains_key(&topic.name));
 
@@ -152,6 +159,10 @@ pub(crate) async fn ensure(
     } else {
         report.missing = names(missing);
     }
+    let made = made_with(kafka, registry, &cluster, &report.created, create).await?;
+    for topic in &mut existing {
+        topic.partitions = made.get(&topic.name).copied().unwrap_or(topic.partitions);
+    }
     report.differences = differences(&admin, &metadata, &existing, copies).await?;
     report.unchanged = names(existing)
         .into_iter()
@@ -163,6 +174,68 @@ pub(crate) async fn ensure(
         })
         .collect();
     Ok(report)
+}
+
+/// How many partitions each topic of the log was made with, by its name. What is not written down yet is, if `write`: that many it has
+/// now, since nobody knows better.
+async fn made_with(
+    kafka: &KafkaSettings,
+    registry: &Registry,
+    cluster: &Cluster,
+    created: &[String],
+    write: bool,
+) -> Result<BTreeMap<String, i32>> {
+    let name = |topic: &str| topic_name(&kafka.topic_prefix, topic);
+    let metadata = cluster.metadata().await?;
+    // Of a topic that was just made there is nothing to read.
+    let fresh =
+        created.contains(&name(SETTINGS_TOPIC)) || !metadata.topics.contains_key(&name(SETTINGS_TOPIC));
+    let mut made = match fresh {
+        true => Partitions::default(),
+        false => written_down(kafka).await?,
+    };
+    let mut news = Partitions::new();
+    for topic in registry.topics().into_iter().chain([DEAD_LETTER_TOPIC]) {
+        let Some(found) = metadata.topics.get(&name(topic)) else {
+            continue;
+        };
+        let count = i32::try_from(found.replicas.len()).unwrap_or(i32::MAX);
+        let anew = created.contains(&name(topic));
+        // One with fewer than it was made with was made anew by somebody else.
+        if anew || made.get(topic).is_none_or(|made| *made > count) {
+            news.insert(topic.to_owned(), count);
+        }
+    }
+    if write {
+        let producer = Producer::new(ProducerConfig::new(&kafka.kafka_brokers))?;
+        write_partitions(&producer, &kafka.topic_prefix, &news)
+            .await
+            .context("cannot write down how many partitions the topics have")?;
+        made.extend(news);
+    }
+    Ok(made
+        .into_iter()
+        .map(|(topic, made)| (name(&topic), made))
+        .collect())
+}
+
+/// What the settings topic says.
+async fn written_down(kafka: &KafkaSettings) -> Result<Partitions> {
+    let (mut settings, following) = follow(FollowConfig {
+        brokers: kafka.kafka_brokers.clone(),
+        topic_prefix: kafka.topic_prefix.clone(),
+    });
+    let read = async {
+        let settings = settings.wait_for(|settings| settings.complete).await;
+        settings.map(|settings| Partitions::clone(settings.partitions()))
+    };
+    tokio::select! {
+        read = tokio::time::timeout(TIMEOUT, read) => {
+            let read = read.with_context(|| format!("the settings topic was not read within {} s: are all brokers up?", TIMEOUT.as_secs()))?;
+            read.context("the settings topic cannot be read")
+        }
+        () = following => bail!("the settings topic cannot be read"),
+    }
 }
 
 /// A topic as it should be.
@@ -357,13 +430,21 @@ mod tests {
 
     #[test]
     fn a_difference_says_how_to_live_with_it() {
-        let difference = Difference {
-            topic: "sync.helpdesk.v1".into(),
-            property: "partitions".into(),
-            found: "12".into(),
-            expected: "6".into(),
+        let difference = |found: &str| {
+            let difference = Difference {
+                topic: "sync.helpdesk.v1".into(),
+                property: "partitions".into(),
+                found: found.into(),
+                expected: "6".into(),
+            };
+            difference.to_string()
         };
-        let text = difference.to_string();
-        assert!(text.contains("set partitions = 12"), "{text}");
+        let text = difference("12");
+        assert!(
+            text.contains("was made with 6, and gateways keep to these"),
+            "{text}"
+        );
+        let text = difference("3");
+        assert!(text.contains("made anew with fewer"), "{text}");
     }
 }

@@ -4,7 +4,7 @@
 //! - [`domain`]: definitions, their fields and tables
 //! - [`target`], [`batch`], [`item`], [`mixed`], [`error`]: what a phone posts, and the judgement of it
 //! - [`envelope`]: the event on a topic
-//! - [`position`], [`receipt`], [`token`]: places in the log, and what clients keep of them
+//! - [`partition`], [`position`], [`receipt`], [`token`]: places in the log, and what clients keep of them
 //! - [`outcome`], [`answer`]: what became of an item, and how it is told
 //! - [`resolution`]: how a person decided a conflict
 //! - [`settings`]: what a tenant has set for itself
@@ -22,6 +22,7 @@ pub mod item;
 pub mod json;
 pub mod mixed;
 pub mod outcome;
+pub mod partition;
 pub mod position;
 pub mod receipt;
 pub mod resolution;

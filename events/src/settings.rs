@@ -216,11 +216,15 @@ impl DevicePriority {
 #[derive(Debug, Clone, Default)]
 pub struct Settings {
     by_tenant: HashMap<TenantId, Arc<InForce>>,
+    partitions: Arc<Partitions>,
     /// Whether everything was read that there was when the gateway began. Before that, nothing may be stamped.
     pub complete: bool,
     /// The offset up to which the topic was read; -1 for nothing yet.
     pub through: i64,
 }
+
+/// How many partitions each topic was made with, by its name without a deployment's prefix.
+pub type Partitions = BTreeMap<String, i32>;
 
 /// A tenant's settings, and which change they are from.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -252,6 +256,20 @@ impl Settings {
     /// The tenants that have set something.
     pub fn tenants(&self) -> impl Iterator<Item = (&TenantId, &Arc<InForce>)> {
         self.by_tenant.iter()
+    }
+
+    /// How many partitions each topic was made with, as far as that was written down.
+    pub fn partitions(&self) -> &Arc<Partitions> {
+        &self.partitions
+    }
+
+    /// Takes a record that says so; none for one that takes it back.
+    pub fn note_partitions(&mut self, topic: String, partitions: Option<i32>) {
+        let all = Arc::make_mut(&mut self.partitions);
+        match partitions {
+            Some(partitions) => all.insert(topic, partitions),
+            None => all.remove(&topic),
+        };
     }
 
     /// Takes a record of the topic; none for one that takes a tenant's settings back.

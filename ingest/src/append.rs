@@ -5,17 +5,22 @@ use crate::error::IngestError;
 use crate::judge::Accepted;
 use crate::producer::Sending;
 use tidelog_events::envelope::Stamp;
+use tidelog_events::partition::partition_of;
+use tidelog_events::settings::Partitions;
 use tidelog_events::topic_name;
 
-/// Hands over the items of a batch in their order, which is the order in their partitions.
+/// Hands over the items of a batch in their order, which is the order in their partitions. `partitions` are as many as each topic was
+/// made with.
 pub(crate) fn hand_over(
     sending: &Sending<'_>,
     stamp: &Stamp,
     topic_prefix: &str,
+    partitions: &Partitions,
     items: &[Accepted<'_>],
 ) -> Result<(), IngestError> {
     // Nearly always one topic a batch: its name is made once.
     let mut topic: (&str, String) = ("", String::new());
+    let mut made: Option<i32> = None;
     for Accepted {
         index,
         domain,
@@ -26,6 +31,7 @@ pub(crate) fn hand_over(
     {
         if topic.0 != domain.topic {
             topic = (&domain.topic, topic_name(topic_prefix, &domain.topic));
+            made = partitions.get(&domain.topic).copied();
         }
         let headers = stamp.headers(
             &domain.table,
@@ -38,7 +44,8 @@ pub(crate) fn hand_over(
             item.client_time.as_deref(),
         );
         let headers = headers.iter().map(|(name, value)| (*name, value.as_ref()));
-        sending.send(&topic.1, &item.key, &item.raw, headers)?;
+        let partition = made.map(|made| partition_of(item.key.as_bytes(), made));
+        sending.send(&topic.1, partition, &item.key, &item.raw, headers)?;
     }
     Ok(())
 }

@@ -258,6 +258,7 @@ mod tests {
     fn terms() -> Terms {
         Terms {
             settings: Default::default(),
+            partitions: Default::default(),
             key_ttl: Duration::from_secs(3600),
         }
     }

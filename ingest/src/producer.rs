@@ -227,11 +227,12 @@ pub(crate) struct Sending<'a> {
 }
 
 impl Sending<'_> {
-    /// Hands over one record; does not wait. What was handed over before an error is appended all the same, which
+    /// Hands over one record, to that partition or, without one, to what the key is given among all that there are; does not wait. What was handed over before an error is appended all the same, which
     /// does no harm: a retry appends events with the same ids.
     pub(crate) fn send<'h>(
         &self,
         topic: &str,
+        partition: Option<i32>,
         key: &str,
         value: &str,
         headers: impl ExactSizeIterator<Item = (&'h str, &'h str)>,
@@ -244,10 +245,11 @@ impl Sending<'_> {
             });
         }
         self.delivery.begin();
-        let record = BaseRecord::with_opaque_to(topic, self.delivery.clone())
+        let mut record = BaseRecord::with_opaque_to(topic, self.delivery.clone())
             .key(key)
             .payload(value)
             .headers(native);
+        record.partition = partition;
         let Err((error, _)) = self.generation.inner().send(record) else {
             return Ok(());
         };
@@ -349,7 +351,9 @@ mod tests {
         config.delivery_timeout = Duration::from_millis(300);
         let producer = Producer::new(config).expect("a producer");
         let sending = producer.begin().expect("a generation");
-        sending.send("t", "k", "{}", std::iter::empty()).expect("queued");
+        sending
+            .send("t", None, "k", "{}", std::iter::empty())
+            .expect("queued");
         assert_eq!(sending.delivered().await, Err(IngestError::Undelivered));
         assert!(!producer.healthy());
         assert!(!producer.check("t").await);
@@ -361,7 +365,7 @@ mod tests {
         config.queue_records = 2;
         let producer = Producer::new(config).expect("a producer");
         let sending = producer.begin().expect("a generation");
-        let send = || sending.send("t", "k", "{}", std::iter::empty());
+        let send = || sending.send("t", None, "k", "{}", std::iter::empty());
         assert_eq!(
             (send(), send(), send()),
             (Ok(()), Ok(()), Err(IngestError::QueueFull))

@@ -264,7 +264,13 @@ impl<F: FindOutcomes> Ingest<F> {
             identity.batch,
         );
         let sending = self.producer.begin()?;
-        append::hand_over(&sending, &stamp, &self.topic_prefix, &judged.accepted)?;
+        append::hand_over(
+            &sending,
+            &stamp,
+            &self.topic_prefix,
+            &terms.partitions,
+            &judged.accepted,
+        )?;
         Ok((judged.refused, Some(sending)))
     }
 

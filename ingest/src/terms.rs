@@ -2,15 +2,18 @@
 //! all of it is stamped alike. Must not know where settings are kept.
 
 use crate::error::IngestError;
+use std::sync::Arc;
 use std::time::Duration;
 use tidelog_events::ids::TenantId;
-use tidelog_events::settings::{Settings, TenantSettings};
+use tidelog_events::settings::{Partitions, Settings, TenantSettings};
 
 /// What is in force for a batch.
 #[derive(Debug, Clone)]
 pub(crate) struct Terms {
     /// The tenant's settings.
     pub(crate) settings: TenantSettings,
+    /// How many partitions each topic was made with.
+    pub(crate) partitions: Arc<Partitions>,
     /// For how long its key is kept.
     pub(crate) key_ttl: Duration,
 }
@@ -26,6 +29,7 @@ impl Terms {
         if !settings.complete {
             return Err(IngestError::SettingsUnread);
         }
+        let partitions = settings.partitions().clone();
         let settings = settings
             .of(tenant)
             .map(|in_force| in_force.settings.clone())
@@ -34,6 +38,7 @@ impl Terms {
         Ok(Terms {
             key_ttl: hours.map_or(key_ttl, |hours| Duration::from_secs(hours * 3600)),
             settings,
+            partitions,
         })
     }
 }

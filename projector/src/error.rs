@@ -7,7 +7,7 @@ use tidelog_events::drill;
 #[derive(Debug, thiserror::Error)]
 pub enum ProjectorError {
     /// Postgres is away or refused a statement.
-    #[error("Postgres: {0}")]
+    #[error("Postgres: {}", said(.0))]
     Postgres(#[from] tokio_postgres::Error),
     /// Kafka is away or refused a call.
     #[error("Kafka: {0}")]
@@ -41,6 +41,18 @@ pub enum ProjectorError {
     /// The consumer's thread ended.
     #[error("the consumer stopped: {0}")]
     Consumer(String),
+}
+
+/// What Postgres said, with its hint; not its detail, which quotes rows.
+fn said(error: &tokio_postgres::Error) -> String {
+    match (error.as_db_error(), std::error::Error::source(error)) {
+        (Some(said), _) => {
+            let hint = said.hint().map_or(String::new(), |hint| format!(" {hint}"));
+            format!("{} (SQLSTATE {}).{hint}", said.message(), said.code().code())
+        }
+        (None, Some(source)) => format!("{error}: {source}"),
+        (None, None) => error.to_string(),
+    }
 }
 
 impl ProjectorError {

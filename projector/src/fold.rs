@@ -321,15 +321,16 @@ fn audience(
         return Some(Audience::default());
     }
     match (&arrived.domain.parent, parent) {
-        (Some(_), parent) => Some(child_audience(owner, parent.map(|(parent, _)| parent))),
+        (Some(_), parent) => Some(child_audience(owner, parent)),
         (None, _) => arrived.domain.visibility.audience(owner, doc),
     }
 }
 
 /// A child is seen by whoever sees its parent; before that one arrives, by its owner alone.
-fn child_audience(owner: &str, parent: Option<&State>) -> Audience {
+fn child_audience(owner: &str, parent: ParentOf<'_>) -> Audience {
     match parent {
-        Some(parent) => parent.audience.clone().unwrap_or_default(),
+        Some((parent, _)) if parent.deleted => Audience::default(),
+        Some((parent, rule)) => rule.audience_of_children(&parent.owner, parent.audience.as_ref()),
         None => Audience(vec![format!("user:{owner}")]),
     }
 }
@@ -339,7 +340,7 @@ pub fn follow_parent(child: &State, parent: &State, arrived: &Arrived) -> Option
     let audience = if child.deleted {
         Audience::default()
     } else {
-        child_audience(&child.owner, Some(parent))
+        child_audience(&child.owner, Some((parent, &arrived.domain.visibility)))
     };
     if child.audience.as_ref() == Some(&audience) {
         return None;

@@ -310,7 +310,7 @@ impl Lane {
                 Err(error) => {
                     let wait = waits.next().unwrap_or(LONGEST_WAIT);
                     if error.is_transient() {
-                        tracing::warn!(topic = %self.parts.topic, %error, detail = ?error, wait = ?wait, "a chunk waits");
+                        tracing::warn!(topic = %self.parts.topic, %error, wait = ?wait, "a chunk waits");
                         self.session = None;
                     } else {
                         tracing::warn!(topic = %self.parts.topic, %error, wait = ?wait, "positions are read again");

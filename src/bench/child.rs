@@ -8,12 +8,42 @@ use std::process::Stdio;
 use std::time::Duration;
 
 use anyhow::{Context, Result, bail};
+use serde_json::Value;
 use tokio::process::{ChildStdin, Command};
 
 /// How long it may take to stop.
 const STOP_SECONDS: &str = "30";
 /// Clock ticks in a second, as `/proc` counts: fixed in Linux' interface to programs.
 const TICKS: f64 = 100.0;
+
+/// This program, with these settings and no others.
+fn program(exe: &Path, dir: &Path, settings: &[(&str, &str)]) -> Command {
+    let mut program = Command::new(exe);
+    program.current_dir(dir);
+    for (name, _) in std::env::vars_os() {
+        if name.to_string_lossy().starts_with("TIDELOG_") {
+            program.env_remove(name);
+        }
+    }
+    program.envs(settings.iter().copied());
+    program
+}
+
+/// Runs a command that ends by itself, and answers the JSON that it prints.
+pub(super) async fn run(exe: &Path, dir: &Path, args: &[&str], settings: &[(&str, &str)]) -> Result<Value> {
+    let mut program = program(exe, dir, settings);
+    program.args(args).stdin(Stdio::null()).kill_on_drop(true);
+    let ended = program
+        .output()
+        .await
+        .with_context(|| format!("cannot run {}", exe.display()))?;
+    if !ended.status.success() {
+        let said = String::from_utf8_lossy(&ended.stderr);
+        bail!("`tidelog {}` failed ({}): {said}", args.join(" "), ended.status);
+    }
+    serde_json::from_slice(&ended.stdout)
+        .with_context(|| format!("`tidelog {}` prints no JSON", args.join(" ")))
+}
 
 /// A running command.
 pub(super) struct Child {
@@ -47,14 +77,7 @@ impl Child {
             dir.join(format!("{command}.log")),
         );
         let output = File::create(&log).with_context(|| format!("cannot write {}", log.display()))?;
-        let mut guard = Command::new(exe);
-        guard.current_dir(dir);
-        for (name, _) in std::env::vars_os() {
-            if name.to_string_lossy().starts_with("TIDELOG_") {
-                guard.env_remove(name);
-            }
-        }
-        guard.envs(settings.iter().copied());
+        let mut guard = program(exe, dir, settings);
         guard.args([
             "__guard",
             "--signal",

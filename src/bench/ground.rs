@@ -14,7 +14,7 @@ use tidelog_events::position::TopicPartition;
 use tidelog_http::auth::{self, Claims, Role};
 use tokio_postgres::Client;
 
-use super::child::Child;
+use super::child::{self, Child};
 use super::log::quiet;
 use super::phone::Phone;
 use super::tickets::Person;
@@ -189,17 +189,26 @@ impl Site<'_> {
     }
 
     async fn start_with(&self, command: &str, more: &[(&str, &str)]) -> Result<Child> {
+        let mut settings = self.settings();
+        settings.extend(more);
+        Child::start(&self.ground.exe, &self.ground.dir, command, &settings).await
+    }
+
+    fn settings(&self) -> Vec<(&str, &str)> {
         let ground = self.ground;
-        let mut settings = vec![
+        vec![
             ("TIDELOG_KAFKA_BROKERS", ground.brokers.as_str()),
             ("TIDELOG_TOPIC_PREFIX", &self.prefix),
             ("TIDELOG_DATABASE_URL", &ground.database_url),
             ("TIDELOG_SCHEMA", &self.schema),
             ("TIDELOG_JWT_SECRET", &ground.jwt_secret),
             ("TIDELOG_LOG", "warn"),
-        ];
-        settings.extend(more);
-        Child::start(&ground.exe, &ground.dir, command, &settings).await
+        ]
+    }
+
+    /// Runs a command that ends by itself, and answers the JSON that it prints.
+    pub(super) async fn run(&self, args: &[&str]) -> Result<serde_json::Value> {
+        child::run(&self.ground.exe, &self.ground.dir, args, &self.settings()).await
     }
 
     /// Starts a gateway and waits until it is ready.

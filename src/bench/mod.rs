@@ -3,7 +3,7 @@
 //! Everything runs on a Kafka and a Postgres of its own ([`ground`]), and what is measured are the shipped commands
 //! (`tidelog ingest`, `tidelog project`) as processes of their own, asked over HTTP as phones ask ([`phone`]). What
 //! stands beside a figure is made from the same records and the same rows, read back from what Tidelog wrote ([`log`],
-//! [`tables`]). A file a measurement: [`accept`], [`project`], [`round_trip`], [`pull`]; memory is noted by all of them.
+//! [`tables`]). A file a measurement: [`accept`], [`project`], [`round_trip`], [`pull`], [`rebuild`]; memory is noted by all of them.
 
 mod accept;
 mod child;
@@ -15,6 +15,7 @@ mod phone;
 
 mod project;
 mod pull;
+mod rebuild;
 mod report;
 mod round_trip;
 mod stats;
@@ -44,14 +45,14 @@ const DEFAULT_FILE: &str = "BENCHMARKS.md";
 #[command(
     long_about = "Measures speed and memory, each figure beside what it is to be judged by, on a Kafka and a Postgres \
                   of its own: (a) items accepted, (b) items projected, (c) a batch from POST to its outcomes, (d) \
-                  changes pulled, and the memory of each process. Leave the machine alone meanwhile. Ctrl-C stops \
+                  changes pulled, (f) events rebuilt, and the memory of each process. Leave the machine alone meanwhile. Ctrl-C stops \
                   all of it.",
     after_help = "Examples:\n  make bench\n  cargo run --release -- bench --only c --quick\n\nExit codes:\n  \
                   0  measured, whatever came out\n  1  failed or interrupted\n  2  wrong command line or setting"
 )]
 pub(crate) struct BenchArgs {
     /// Measure only these, separated by commas
-    #[arg(long, value_name = "a,b,c,d", value_delimiter = ',')]
+    #[arg(long, value_name = "a,b,c,d,f", value_delimiter = ',')]
     only: Vec<Part>,
     /// A tenth of the work, once: a look, not a measurement
     #[arg(long)]
@@ -78,10 +79,12 @@ enum Part {
     C,
     /// Changes pulled, as rows and tenants grow
     D,
+    /// Events rebuilt, beside COPY by Postgres alone
+    F,
 }
 
 impl Part {
-    const ALL: [Part; 4] = [Part::A, Part::B, Part::C, Part::D];
+    const ALL: [Part; 5] = [Part::A, Part::B, Part::C, Part::D, Part::F];
 
     /// How long it takes on a small machine, in seconds: the share of the whole that is left is told by these.
     fn expected_seconds(self) -> u64 {
@@ -90,6 +93,7 @@ impl Part {
             Part::B => 180,
             Part::C => 110,
             Part::D => 130,
+            Part::F => 120,
         }
     }
 }
@@ -230,6 +234,7 @@ async fn measure(ground: &Ground, args: &BenchArgs, report: &mut Report) -> Resu
             Part::B => project::measure(ground, size, report).await,
             Part::C => round_trip::measure(ground, size, report).await,
             Part::D => pull::measure(ground, size, report).await,
+            Part::F => rebuild::measure(ground, size, report).await,
         }
         .with_context(|| format!("measuring ({part:?})"))?;
         expected += part.expected_seconds();

@@ -3,19 +3,20 @@
 
 use std::process::ExitCode;
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, anyhow, bail};
 use clap::Args;
 use serde::Serialize;
 use serde_json::{Value, json};
 use tidelog_events::domain::Registry;
+use tidelog_projector::fold::FOLD_VERSION;
 use tidelog_projector::shadow::{Candidates, Selection, Shadow, ShadowState};
 use tokio::sync::watch;
 use tokio_postgres::Client;
 
 use super::shown::{self, Shown};
-use super::{Ground, Pace, Purpose, ahead, fold, names};
+use super::{Ground, Pace, Purpose, ahead, existing, fold, names};
 use crate::audit::Audit;
 use crate::domains::named;
 use crate::guard_rails::{ConfirmArgs, Danger, OperatorArgs};
@@ -39,6 +40,7 @@ const ROUNDS: usize = 50;
                   differ are listed, and swapped in only with --accept-differences. Domains that share a topic are rebuilt \
                   together. Stopped or killed, it goes on from there when it is run again.",
     after_help = "Examples:\n  tidelog rebuild --domain helpdesk --dry-run\n  tidelog rebuild --domain helpdesk\n  \
+                  tidelog rebuild --domain helpdesk --partitions 2,5 --accept-differences\n  \
                   tidelog rebuild --domain helpdesk --back\n  tidelog rebuild --domain helpdesk --discard --yes\n\nExit codes:\n  \
                   0  done\n  \
                   1  failed, or stopped on the way: run it again to go on, or with --discard to give up\n  \
@@ -49,6 +51,12 @@ pub(crate) struct RebuildArgs {
     /// The domain
     #[arg(long, value_name = "NAME")]
     domain: String,
+    /// These partitions alone, separated by commas: their rows are exchanged where they differ, and the tables stay
+    #[arg(long, value_name = "N,…", value_delimiter = ',', conflicts_with = "back")]
+    partitions: Vec<i32>,
+    /// Go on only if this build folds by this version of the fold; without it, by whichever it has
+    #[arg(long, value_name = "N")]
+    schema_version: Option<u32>,
     /// Fold and compare, and leave the swap for another run
     #[arg(long)]
     no_swap: bool,
@@ -76,14 +84,18 @@ pub(crate) struct RebuildArgs {
 struct Rebuilt {
     topic: String,
     domains: Vec<String>,
-    /// `planned`, `folded`, `swapped`, `swapped back`, `discarded`.
+    /// `planned`, `folded`, `swapped`, `swapped back`, `exchanged` (of some partitions), `discarded`.
     done: &'static str,
     events: u64,
     events_per_second: u64,
+    /// How long the steps took.
+    folding_seconds: f64,
+    indexing_seconds: f64,
+    comparing_seconds: f64,
     differences: Vec<Shown>,
     /// There are more differences than these.
     more: bool,
-    /// Rows of the tables that all domains share, exchanged with the swap.
+    /// Rows of the tables that all domains share, exchanged with the swap; of some partitions rows of all tables.
     exchanged: u64,
     /// How long projection of the topic waited for the swap.
     stood_still_ms: Option<u64>,
@@ -107,7 +119,7 @@ pub(crate) async fn run(args: RebuildArgs) -> Result<ExitCode> {
     let topic = named(&registry, &args.domain)?.topic.clone();
     // Says what is wrong with Postgres before anything is noted.
     args.ground.connect("rebuild", &registry).await?;
-    let arguments = json!({"domain": args.domain, "no_swap": args.no_swap, "back": args.back, "discard": args.discard,
+    let arguments = json!({"domain": args.domain, "no_swap": args.no_swap, "back": args.back, "discard": args.discard, "partitions": args.partitions,
         "accept_differences": args.accept_differences});
     let audit = Audit::begin(&args.ground.database, &args.operator, "rebuild", &arguments).await?;
     let mut ended = Err(anyhow!(STOPPED));
@@ -132,7 +144,18 @@ async fn rebuild(
     topic: &str,
     stop: &watch::Receiver<bool>,
 ) -> Result<Rebuilt> {
-    let shadow = args.ground.shadow(registry, topic, Purpose::Rebuild, None)?;
+    if let Some(wanted) = args.schema_version
+        && wanted != FOLD_VERSION
+    {
+        bail!(
+            "this build folds by version {FOLD_VERSION}, not {wanted}: run the build whose rules are to be rolled out, or leave out --schema-version"
+        );
+    }
+    let whole = args.ground.shadow(registry, topic, Purpose::Rebuild, None)?;
+    let partitions = existing(&whole, &args.partitions).await?;
+    let shadow = args
+        .ground
+        .shadow(registry, topic, Purpose::Rebuild, partitions)?;
     let mut client = args.ground.connect("rebuild", registry).await?;
     shadow.lock(&client).await?;
     let state = shadow.state(&client).await?;
@@ -147,7 +170,7 @@ async fn rebuild(
             "what the last swap of this topic took out is still there: swap it back with --back, or drop it with --discard first"
         ),
         (false, Some((_, false))) => bail!(
-            "an unfinished rebuild was begun by another release or another definition: drop it with --discard, and begin again"
+            "an unfinished rebuild was begun by another release, another definition, or for other partitions: drop it with --discard, and begin again"
         ),
         _ => {}
     }
@@ -232,6 +255,7 @@ async fn go(
 ) -> Result<Rebuilt> {
     let everything = Arc::new(Selection::All);
     let pace = near(shadow, client, stop).await?;
+    let began = Instant::now();
     if state.is_none_or(|state| state == ShadowState::Loading) {
         let made = shadow.connect().await?;
         during(
@@ -243,7 +267,9 @@ async fn go(
         .await?;
         shadow.note_state(client, ShadowState::Ready).await?;
     }
+    let indexing = began.elapsed();
     near(shadow, client, stop).await?;
+    let began = Instant::now();
     let what = format!("comparing {}", shadow.topic());
     let (_, candidates) = during(&what, 0, || 0, shadow.compare(client, &everything)).await?;
     let settled = shadow
@@ -258,6 +284,9 @@ async fn go(
         done: "folded",
         events: pace.events,
         events_per_second: pace.rate() as u64,
+        folding_seconds: pace.seconds,
+        indexing_seconds: indexing.as_secs_f64(),
+        comparing_seconds: began.elapsed().as_secs_f64(),
         differences: settled.differences.iter().map(Shown::from).collect(),
         more: settled.more,
         ..Rebuilt::default()
@@ -270,7 +299,38 @@ async fn go(
         };
         return Ok(rebuilt);
     }
-    swap(args, shadow, client, &candidates, stop, rebuilt).await
+    match args.partitions.is_empty() {
+        true => swap(args, shadow, client, &candidates, stop, rebuilt).await,
+        false => exchange(shadow, client, candidates, stop, rebuilt).await,
+    }
+}
+
+/// Of some partitions the tables cannot be swapped: their rows become what the log says, where they are not, and the shadow goes.
+async fn exchange(
+    shadow: &Shadow,
+    client: &mut Client,
+    mut candidates: Vec<Candidates>,
+    stop: &watch::Receiver<bool>,
+    mut rebuilt: Rebuilt,
+) -> Result<Rebuilt> {
+    let everything = Arc::new(Selection::All);
+    for _ in 0..ROUNDS {
+        let what = format!("exchanging rows of {}", shadow.topic());
+        let settling = shadow.settle(client, &candidates, &everything, true, stop);
+        let settled = during(&what, 0, || 0, settling).await?;
+        rebuilt.exchanged += settled.mended;
+        if settled.stopped {
+            bail!(STOPPED);
+        }
+        if !settled.more {
+            shadow.discard(client).await?;
+            rebuilt.done = "exchanged";
+            rebuilt.next = String::new();
+            return Ok(rebuilt);
+        }
+        candidates = shadow.compare(client, &everything).await?.1;
+    }
+    bail!("rows go on differing: somebody else writes to the tables; what was exchanged stays")
 }
 
 async fn swap(
@@ -324,6 +384,9 @@ fn text(rebuilt: &Rebuilt) -> String {
     }
     if rebuilt.events_per_second > 0 {
         text.push_str(&format!(" at {}/s", grouped(rebuilt.events_per_second as f64)));
+    }
+    if rebuilt.done == "exchanged" {
+        text.push_str(&format!(", {} rows put right", rebuilt.exchanged));
     }
     if let Some(ms) = rebuilt.stood_still_ms {
         text.push_str(&format!(", projection waited {ms} ms for the swap"));

@@ -17,6 +17,7 @@ mod long_identities;
 mod mixed_bad_items;
 mod mixed_batches;
 mod mixed_items;
+mod more_partitions;
 mod nine_domains;
 mod own_chain;
 mod own_domain;

@@ -6,11 +6,12 @@ use std::sync::OnceLock;
 
 use chrono::{DateTime, Utc};
 use serde_json::Value;
+use tidelog_events::partition::partition_of;
 use tidelog_http::auth::Role;
 use uuid::Uuid;
 
 use crate::support::items::{DOMAINS, Known, Made, encoded, same};
-use crate::support::kafka::{Record, java_partition, read_topic};
+use crate::support::kafka::{Record, read_topic};
 use crate::support::phone::{Phone, tenant};
 use crate::support::service::{PARTITIONS, Service};
 
@@ -167,7 +168,7 @@ fn event_is_as_specified(
     assert_eq!(record.key, made.key(&phone.tenant, &phone.user, &phone.device));
     assert_eq!(
         record.partition,
-        java_partition(record.key.as_bytes(), PARTITIONS),
+        partition_of(record.key.as_bytes(), PARTITIONS),
         "{}",
         record.key
     );

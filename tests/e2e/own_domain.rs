@@ -298,3 +298,48 @@ fn a_service_with_a_defective_definition_does_not_start() {
         );
     }
 }
+
+const PHOTOS: &str = r#"# Photos of an inspection.
+domain = "photos"
+kind = "entity"
+topic = "sync.inspections.v1"
+policy = "client_wins"
+
+[parent]
+domain = "inspections"
+field = "inspection"
+
+[fields]
+inspection = { type = "uuid", required = true }
+caption = { type = "string", max = 200 }
+"#;
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_hangs_on_a_record_that_all_see_is_seen_by_all() {
+    let deployment = deployment_with("own-child", "inspections.toml", INSPECTIONS);
+    std::fs::write(deployment.dir.join("domains/photos.toml"), PHOTOS).expect("a file");
+    let service = Service::of(deployment);
+    let tenant = tenant("own-child");
+    let asha = Phone::new(&service.deployment, &tenant, "asha");
+    let ben = Phone::new(&service.deployment, &tenant, "ben");
+    let mut replica = Replica::default();
+    replica.catch_up(&ben, "photos", 10).await;
+
+    // The photo may come before what it is of: then it is its owner's alone.
+    let (inspection, photo) = (Uuid::new_v4(), Uuid::new_v4());
+    let taken = json!({"mobile_id": photo, "inspection": inspection, "caption": "the seal"});
+    asha.apply("photos", taken).await;
+    assert_eq!(asha.pull("photos", "").await.len(), 1);
+    assert_eq!(replica.catch_up(&ben, "photos", 10).await.len(), 0);
+    asha.apply("inspections", json!({"mobile_id": inspection, "place": "Roof"}))
+        .await;
+    replica.catch_up(&ben, "photos", 10).await;
+    assert_eq!(replica.records[&photo.to_string()]["caption"], "the seal");
+
+    // With the inspection goes what hangs on it.
+    let gone = json!({"mobile_id": inspection, "version": 1, "sync_status": "pending_delete"});
+    ben.apply("inspections", gone).await;
+    replica.catch_up(&ben, "photos", 10).await;
+    assert!(replica.records.is_empty(), "{:?}", replica.records);
+    service.deployment.run(&["verify", "--domain", "inspections"]).ok();
+}

@@ -9,3 +9,4 @@ mod columns;
 mod crew;
 mod damage;
 mod rebuild;
+mod some;

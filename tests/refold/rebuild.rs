@@ -9,27 +9,31 @@ use tidelog_http::auth::Role;
 
 use crate::crew::{self, Crew};
 use crate::support::eventually;
-use crate::support::items::DOMAINS;
+use crate::support::items::{DOMAINS, Known};
 use crate::support::phone::Phone;
 use crate::support::projection::projection;
 use crate::support::service::Service;
-
-/// Events before anything is rebuilt.
-fn events() -> usize {
-    let wanted = std::env::var("TIDELOG_REFOLD_EVENTS").ok();
-    wanted.and_then(|text| text.parse().ok()).unwrap_or(4000)
-}
 
 #[tokio::test(flavor = "multi_thread")]
 async fn every_domain_is_rebuilt_under_load_although_it_is_killed() {
     let service = Service::start("rebuild");
     let deployment = &service.deployment;
     let tenants = crew::tenants();
-    crew::fill(deployment, &tenants, events()).await;
+    crew::fill(deployment, &tenants, crew::events()).await;
     let crew = Crew::start(deployment, &tenants, 3, 5, Duration::from_millis(40));
     for known in DOMAINS.iter().filter(|known| known.url != "journal-media") {
-        for step in ["project.writing@1", "project.committed@1"] {
-            killed(&service, known.url, step);
+        match crew::events() {
+            0..=100_000 => {
+                for step in ["project.writing@1", "project.committed@1"] {
+                    killed(&service, known.url, step);
+                }
+            }
+            // A build for speed has no steps to stop at.
+            _ => {
+                for share in [0.3, 0.8] {
+                    killed_on_the_way(&service, known, share).await;
+                }
+            }
         }
         let rebuilt = deployment.run(&["rebuild", "--domain", known.url, "--output", "json"]);
         let rebuilt = rebuilt.json();
@@ -121,6 +125,41 @@ fn killed(service: &Service, domain: &str, step: &str) {
     let output = command.output().expect("tidelog can be run");
     let said = String::from_utf8_lossy(&output.stderr).into_owned();
     assert!(output.status.code().is_none_or(|code| code == 0), "{said}");
+}
+
+/// Killed once it has folded this share of what is applied.
+async fn killed_on_the_way(service: &Service, known: &Known, share: f64) {
+    let mut command = service
+        .deployment
+        .command(&["rebuild", "--domain", known.url, "--no-swap"]);
+    let mut running = command.spawn().expect("tidelog can be run");
+    let db = service.deployment.db().await;
+    let schemas = "SELECT schema_name, topic FROM shadows WHERE state = 'loading'";
+    let folded = loop {
+        assert!(
+            running.try_wait().expect("a child").is_none(),
+            "{} was rebuilt before it could be killed",
+            known.url
+        );
+        let folded = match db.rows(schemas, &[]).await.first() {
+            None => 0.0,
+            Some(row) => {
+                let (schema, topic): (String, String) = (row.get(0), row.get(1));
+                let sql = format!(
+                    "SELECT coalesce(sum(s.next_offset), 0)::float8 / sum(l.next_offset) \
+                     FROM positions l LEFT JOIN \"{schema}\".positions s USING (topic, partition) WHERE topic = '{topic}'"
+                );
+                db.rows(&sql, &[]).await[0].get(0)
+            }
+        };
+        if folded >= share {
+            break folded;
+        }
+        tokio::time::sleep(Duration::from_millis(10)).await;
+    };
+    running.kill().expect("it runs");
+    running.wait().expect("it ends");
+    println!("{}: killed after {:.0} %", known.url, folded * 100.0);
 }
 
 /// Table by table, row by row, so that a difference can be read.

@@ -140,48 +140,6 @@ pub(crate) fn end_offsets(brokers: &str, topic: &str, partitions: i32) -> Vec<i6
     ends.into_iter().map(|(_, end)| end).collect()
 }
 
-/// The partition that a Java producer chooses for a key: `toPositive(murmur2(key)) % partitions`, from
-/// `org.apache.kafka.common.utils.Utils`.
-pub(crate) fn java_partition(key: &[u8], partitions: i32) -> i32 {
-    ((murmur2(key) & 0x7fff_ffff) % partitions as u32) as i32
-}
-
-fn murmur2(data: &[u8]) -> u32 {
-    const M: u32 = 0x5bd1_e995;
-    let mut hash = 0x9747_b28c_u32 ^ data.len() as u32;
-    let mut words = data.chunks_exact(4);
-    for word in &mut words {
-        let mut k = u32::from_le_bytes([word[0], word[1], word[2], word[3]]).wrapping_mul(M);
-        k ^= k >> 24;
-        hash = hash.wrapping_mul(M) ^ k.wrapping_mul(M);
-    }
-    let rest = words.remainder();
-    if !rest.is_empty() {
-        for (at, byte) in rest.iter().enumerate() {
-            hash ^= u32::from(*byte) << (8 * at);
-        }
-        hash = hash.wrapping_mul(M);
-    }
-    hash ^= hash >> 13;
-    hash = hash.wrapping_mul(M);
-    hash ^ (hash >> 15)
-}
-
-#[test]
-fn murmur2_is_kafkas() {
-    // From the tests of Kafka's own clients (UtilsTest).
-    for (text, hash) in [
-        ("21", -973_932_308_i32),
-        ("foobar", -790_332_482),
-        ("a-little-bit-long-string", -985_981_536),
-        ("a-little-bit-longer-string", -1_486_304_829),
-        ("lkjh234lh9fiuh90y23oiuhsafujhadof229phr9h19h89h8", -58_897_971),
-        ("abc", 479_470_107),
-    ] {
-        assert_eq!(murmur2(text.as_bytes()) as i32, hash, "{text}");
-    }
-}
-
 /// A record as a gateway would append it, at a time of the test's choosing.
 pub(crate) struct Stamped {
     pub(crate) partition: i32,

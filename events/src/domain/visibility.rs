@@ -103,6 +103,20 @@ impl Visibility {
         Some(Audience(entries))
     }
 
+    /// The audience of what hangs on a record of `owner`: whoever sees that record, whether one is stored with it or not.
+    pub fn audience_of_children(&self, owner: &str, stored: Option<&Audience>) -> Audience {
+        match self {
+            Visibility::Tenant => Audience(vec!["*".to_owned()]),
+            Visibility::Owner { readers } => {
+                let roles = readers.iter().map(|role| format!("role:{}", role.as_str()));
+                let mut entries: Vec<String> = roles.chain([format!("user:{owner}")]).collect();
+                entries.sort();
+                Audience(entries)
+            }
+            Visibility::Scoped { .. } | Visibility::Parent => stored.cloned().unwrap_or_default(),
+        }
+    }
+
     /// Whether the rule lets somebody change a record of `owner`. A parent's rule is asked of the parent.
     pub fn may_write(&self, reader: &Reader<'_>, owner: &str, doc: &Map<String, Value>) -> bool {
         match self {

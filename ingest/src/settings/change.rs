@@ -146,6 +146,7 @@ impl Changer {
         let sending = self.producer.begin()?;
         sending.send(
             &self.topic,
+            None,
             tenant.as_str(),
             &settings.to_json().to_string(),
             headers,

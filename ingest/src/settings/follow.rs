@@ -2,7 +2,7 @@
 //! at the start is reached, the value says that it is not complete, and nobody may stamp an event by it. With Kafka away
 //! it stays what it was: nothing is appended then either. Knows neither Postgres nor who looks.
 
-use super::record;
+use super::{partitions, record};
 use chrono::{DateTime, Utc};
 use rdkafka::client::ClientContext;
 use rdkafka::config::{ClientConfig, RDKafkaLogLevel};
@@ -138,6 +138,10 @@ fn note(settings: &mut Settings, message: &BorrowedMessage<'_>) {
             .and_then(|header| std::str::from_utf8(header.value?).ok())
     });
     let key = message.key().unwrap_or_default();
+    if let Some((topic, number)) = partitions::read(key, message.payload()) {
+        settings.note_partitions(topic, number);
+        return;
+    }
     match record::read(key, message.payload(), source, message.offset(), at) {
         Ok(read) => {
             for defect in &read.not_understood {

@@ -180,9 +180,12 @@ impl Shadow {
         Ok(())
     }
 
-    /// A hash of how the tables are made.
+    /// A hash of how the tables are made, and of what for.
     fn definitions(&self) -> String {
         let mut hash = Sha256::new();
+        if let Some(partitions) = &self.config.partitions {
+            hash.update(format!("{partitions:?}"));
+        }
         for domain in &self.domains {
             hash.update(create_bare_tables(domain));
         }

@@ -10,6 +10,7 @@ mod database;
 mod dead_letters;
 mod dev;
 mod domains;
+mod export;
 mod gateway;
 mod guard_rails;
 mod health;
@@ -77,6 +78,7 @@ enum Command {
     Trace(Box<trace::TraceArgs>),
     Tenant(tenant::TenantArgs),
     DeadLetters(dead_letters::DeadLettersArgs),
+    Export(Box<export::ExportArgs>),
     Audit(audit::AuditArgs),
     Token(token::TokenArgs),
     CheckDomain(check_domain::CheckDomainArgs),
@@ -125,6 +127,7 @@ async fn run() -> ExitCode {
         Command::Trace(args) => trace::run(*args).await.map(done),
         Command::Tenant(args) => tenant::run(args).await.map(done),
         Command::DeadLetters(args) => dead_letters::run(args).await,
+        Command::Export(args) => export::run(*args).await,
         Command::Audit(args) => audit::run(args).await.map(done),
         Command::Token(args) => token::run(args).map(done),
         Command::CheckDomain(args) => check_domain::run(args),

@@ -280,6 +280,7 @@ fn every_command_has_help_with_an_example() {
         "rebuild",
         "audit",
         "dead-letters",
+        "export",
         "token",
         "check-domain",
     ] {

@@ -3,6 +3,9 @@
 use std::io::Write;
 use std::process::{Command, Stdio};
 
+use rdkafka::ClientConfig;
+use rdkafka::message::{Header, OwnedHeaders};
+use rdkafka::producer::{FutureProducer, FutureRecord};
 use serde_json::Value;
 
 /// A record as kcat shows it.
@@ -135,4 +138,48 @@ pub(crate) fn end_offsets(brokers: &str, topic: &str, partitions: i32) -> Vec<i6
     ends.sort_unstable();
     assert_eq!(ends.len(), partitions as usize, "{text}");
     ends.into_iter().map(|(_, end)| end).collect()
+}
+
+/// A record as a gateway would append it, at a time of the test's choosing.
+pub(crate) struct Stamped {
+    pub(crate) partition: i32,
+    /// The log's time, in milliseconds since 1970.
+    pub(crate) logged_at: i64,
+    pub(crate) key: String,
+    pub(crate) headers: Vec<(String, String)>,
+    pub(crate) value: String,
+}
+
+/// Appends records in their order.
+pub(crate) async fn produce_stamped(brokers: &str, topic: &str, records: &[Stamped]) {
+    let producer: FutureProducer = ClientConfig::new()
+        .set("bootstrap.servers", brokers)
+        .set("enable.idempotence", "true")
+        .create()
+        .expect("a producer");
+    let mut sent = Vec::new();
+    for record in records {
+        let mut headers = OwnedHeaders::new();
+        for (key, value) in &record.headers {
+            headers = headers.insert(Header {
+                key,
+                value: Some(value),
+            });
+        }
+        let to_send = FutureRecord::to(topic)
+            .partition(record.partition)
+            .timestamp(record.logged_at)
+            .key(&record.key)
+            .headers(headers)
+            .payload(&record.value);
+        sent.push(
+            producer
+                .send_result(to_send)
+                .map_err(|(error, _)| error)
+                .expect("room for it"),
+        );
+    }
+    for delivery in sent {
+        delivery.await.expect("a producer").expect("it is in the log");
+    }
 }

@@ -3,8 +3,7 @@
 
 use std::collections::BTreeSet;
 use std::net::SocketAddr;
-use std::sync::Mutex;
-use std::sync::PoisonError;
+use std::sync::{Mutex, PoisonError};
 
 use anyhow::{Context, Result};
 use metrics::{counter, describe_counter, describe_gauge, gauge};
@@ -139,7 +138,8 @@ pub(super) async fn listen(address: SocketAddr) -> Result<TcpListener> {
 /// The domain and partition that a row is counted under. A table that all domains share counts under the topic's first domain,
 /// which is the one that `replay` is to be told.
 fn place(domains: &[Named], table: &str, partition: Option<i32>) -> (String, String) {
-    let of_domain = |(_, rows): &&Named| table == rows || table.strip_suffix("_changes") == Some(rows);
+    let of_domain =
+        |(_, rows): &&Named| table == rows || table.strip_suffix("_changes") == Some(rows.as_str());
     let domain = domains.iter().find(of_domain).or(domains.first());
     (
         domain.map(|(name, _)| name.clone()).unwrap_or_default(),

@@ -45,6 +45,10 @@ pub struct Cursor {
     /// While the walk of a first sync goes on: after which row.
     #[serde(rename = "w", default, skip_serializing_if = "Option::is_none")]
     pub(crate) walk: Option<Passed>,
+    /// More follows after the page that it ended: who stands here does not hold what there is up to here, since a record
+    /// that changed again is told with its last change only.
+    #[serde(rename = "m", default, skip_serializing_if = "std::ops::Not::not")]
+    pub(crate) more: bool,
 }
 
 impl Cursor {

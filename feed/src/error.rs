@@ -37,6 +37,14 @@ pub enum FeedError {
     /// The cursor of a list cannot be used.
     #[error("the cursor cannot be used: {0}; a request without `cursor` answers the first page")]
     PageCursor(TokenError),
+    /// The cursor is of a page after which more follows, so that what its owner holds is of no one moment.
+    #[error(
+        "more follows after the page that this cursor came with: pull on until `has_more` is false, and ask with that page's cursor"
+    )]
+    Unfinished,
+    /// The cursor has seen what is not applied: after a restore of the database, until the log is applied again.
+    #[error("the cursor is ahead of what is applied here; ask again later")]
+    Ahead,
     /// The caller asked to read its own write, and the write was not there in time.
     #[error("after {0:?} the batch of `wait_for` is not applied yet")]
     NotApplied(Duration),
@@ -60,7 +68,10 @@ impl FeedError {
                 StatusCode::BAD_REQUEST
             }
             FeedError::TooMuch(refusal) => refusal.problem().status(),
-            FeedError::NotApplied(_) | FeedError::Unavailable => StatusCode::SERVICE_UNAVAILABLE,
+            FeedError::Unfinished => StatusCode::CONFLICT,
+            FeedError::NotApplied(_) | FeedError::Ahead | FeedError::Unavailable => {
+                StatusCode::SERVICE_UNAVAILABLE
+            }
             FeedError::Statement => StatusCode::INTERNAL_SERVER_ERROR,
         }
     }
@@ -84,7 +95,13 @@ impl FeedError {
             FeedError::Cursor(_) | FeedError::PageCursor(_) => {
                 Problem::new(self.status(), "bad-cursor", "The cursor cannot be used").detail(detail)
             }
-            FeedError::NotApplied(_) => Problem::new(
+            FeedError::Unfinished => Problem::new(
+                self.status(),
+                "unfinished-cursor",
+                "The cursor is of an unfinished pull",
+            )
+            .detail(detail),
+            FeedError::NotApplied(_) | FeedError::Ahead => Problem::new(
                 self.status(),
                 "not-yet-applied",
                 "What was to be waited for is not applied yet",
@@ -162,6 +179,7 @@ mod tests {
         for error in [
             FeedError::Unavailable,
             FeedError::NotApplied(Duration::from_secs(2)),
+            FeedError::Ahead,
             FeedError::TooMuch(Refusal {
                 over_share: true,
                 retry_after: 2,

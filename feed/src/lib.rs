@@ -5,6 +5,7 @@
 //! - `changes`: one page, put together from `snapshot` (a first sync's walk over the rows), `scan` (the feed from a
 //!   place in each partition on) and `since` (a time turned into places); `page` is what fills, `cursor` where the
 //!   next one begins, `query` and `filter` what was asked for
+//! - `checksum`: the proof for who follows the cursor that they hold what they should
 //! - `records` and `receipts`: one record, one batch
 //! - `history` and `conflicts`: what became of a record, and of the items that were behind theirs
 //! - [`OutcomeStore`]: what became of a batch's items, for `receipts` and for the gateway's write side
@@ -12,6 +13,7 @@
 //! - `reading`: whose eyes a read has; `sql`: all statements; `store`: how one is run; [`FeedError`]: what may go wrong
 
 mod changes;
+mod checksum;
 mod conflicts;
 pub mod cursor;
 mod error;

@@ -73,6 +73,7 @@ async fn all_hold(client: &Client, registry: &Registry) {
             record,
             history,
             outcomes,
+            sums,
         } = Statements::of(domain);
         // The feed's places are merged by one sort, a record's spellings put in order by another; nothing else sorts.
         let each = [
@@ -82,6 +83,10 @@ async fn all_hold(client: &Client, registry: &Registry) {
             ("since", since, 0),
             ("record", record, 1),
             ("outcomes", outcomes, 0),
+            // What has changed after the cursor is put in order, to find each record's first change.
+            ("sums.whole", sums.whole, 1),
+            ("sums.ranges", sums.ranges, 1),
+            ("sums.members", sums.members, 1),
         ];
         for (what, sql, sorts) in each {
             holds(&domain.name, what, &plan(client, &sql).await, sorts);

@@ -32,7 +32,7 @@ use crate::reading::{Readable, Reading, Sight};
 use crate::receipts::Receipts;
 use crate::sql::{ConflictStatements, Statements};
 use crate::store::Store;
-use crate::{changes, history, records, wait};
+use crate::{changes, checksum, history, records, wait};
 
 /// Pages are long beside pulls, and whoever is refused has to come back for the same page: in an overload it pays to wait
 /// for several of them.
@@ -138,11 +138,27 @@ impl Feed {
         let _turn = self.turn(caller).await?;
         let mut reading = self.reading(from, caller);
         reading.filters.clone_from(&asked.filters);
-        let pulled = changes::pull(&reading, asked).await?;
+        let mut pulled = changes::pull(&reading, asked).await?;
+        pulled.cursor.more = pulled.end.has_more;
         let cursor = pulled.cursor.seal(&caller.tenant, &from.domain.name);
         let body = pulled
             .page
             .to_json(pulled.end.has_more, pulled.end.next_timestamp, &cursor);
+        Ok(answer(body, wait, waited))
+    }
+
+    async fn checksum(
+        &self,
+        name: &str,
+        caller: &Caller,
+        wait: Wait,
+        query: &Query,
+    ) -> Result<Response, FeedError> {
+        let from = self.readable(name)?;
+        let asked = checksum::Asked::of(query, &caller.tenant, &from.domain)?;
+        let waited = self.waited(caller, query, wait).await?;
+        let _turn = self.turn(caller).await?;
+        let body = checksum::tell(&self.reading(from, caller), &caller.tenant, asked).await?;
         Ok(answer(body, wait, waited))
     }
 
@@ -238,6 +254,18 @@ pub fn routes(feed: Arc<Feed>, auth: Auth) -> BoxedFilter<(Response,)> {
                 told(feed.changes(&name, &caller, wait, &query).await)
             },
         );
+    let checksum = api
+        .and(warp::path!(String / "checksum"))
+        .and(warp::get())
+        .and(auth.caller())
+        .and(prefer::wait())
+        .and(query)
+        .and(feed.clone())
+        .then(
+            |name: String, caller: Caller, wait: Wait, query: Query, feed: Arc<Feed>| async move {
+                told(feed.checksum(&name, &caller, wait, &query).await)
+            },
+        );
     let record = api
         .and(warp::path!(String / "records" / ..))
         .and(warp::path::tail())
@@ -268,6 +296,8 @@ pub fn routes(feed: Arc<Feed>, auth: Auth) -> BoxedFilter<(Response,)> {
         .or(receipt)
         .unify()
         .or(changes)
+        .unify()
+        .or(checksum)
         .unify()
         .or(record)
         .unify()

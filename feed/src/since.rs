@@ -24,5 +24,8 @@ pub(crate) async fn locate(reading: &Reading<'_>, since: DateTime<Utc>) -> Resul
             })
         })
         .collect::<Result<Vec<Spot>, FeedError>>()?;
-    Ok(Cursor { feed, walk: None })
+    Ok(Cursor {
+        feed,
+        ..Cursor::default()
+    })
 }

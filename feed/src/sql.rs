@@ -9,8 +9,10 @@
 use tidelog_events::domain::{Domain, FieldType, Filter, Visibility};
 
 mod past;
+mod sums;
 
 pub(crate) use past::ConflictStatements;
+pub(crate) use sums::SumStatements;
 
 /// The texts for one domain.
 #[derive(Debug)]
@@ -32,6 +34,8 @@ pub(crate) struct Statements {
     pub(crate) history: Option<String>,
     /// What became of a batch's items, of those that applied to this domain. `$2` batch.
     pub(crate) outcomes: String,
+    /// What a reader holds at a cursor; see `sums`.
+    pub(crate) sums: SumStatements,
 }
 
 impl Statements {
@@ -45,6 +49,7 @@ impl Statements {
             record: names.record(),
             history: domain.is_entity().then(|| names.history()),
             outcomes: names.outcomes(),
+            sums: SumStatements::of(&names),
         }
     }
 }
@@ -170,18 +175,32 @@ SELECT false, NULL::integer, NULL::bigint, NULL::timestamptz,
         )
     }
 
-    /// The places to read from, by the cursor's arrays. Children are read after (offset, identity), so their place
-    /// without an identity is the end of the offset before.
-    fn places(&self) -> String {
-        let (start, after, array, name) = match self.child {
+    /// What `places` and its like say of a cursor's place `c`: where it starts, after what, and the third of the
+    /// cursor's arrays with its name.
+    fn place_columns(&self, after: &str) -> (&'static str, String, String, &'static str) {
+        match self.child {
             true => (
                 "coalesce(c.start, -1)",
                 format!(", coalesce(c.after, '{}'::uuid) AS after", uuid::Uuid::max()),
-                ", $9::uuid[]",
+                format!(", {after}::uuid[]"),
                 ", after",
             ),
-            false => ("coalesce(c.start, 0)", String::new(), "", ""),
-        };
+            false => ("coalesce(c.start, 0)", String::new(), String::new(), ""),
+        }
+    }
+
+    /// That a change lies after place `p`.
+    fn from_place(&self) -> String {
+        match self.child {
+            true => format!(r#"("offset", {}) > (p.start, p.after)"#, self.id),
+            false => r#""offset" >= p.start"#.to_owned(),
+        }
+    }
+
+    /// The places to read from, by the cursor's arrays. Children are read after (offset, identity), so their place
+    /// without an identity is the end of the offset before.
+    fn places(&self) -> String {
+        let (start, after, array, name) = self.place_columns("$9");
         format!(
             r#"SELECT p.partition, p.next_offset, p.applied_through, {start} AS start{after}
       FROM positions p
@@ -193,12 +212,10 @@ SELECT false, NULL::integer, NULL::bigint, NULL::timestamptz,
     /// The next changes of all places, merged.
     fn scanned(&self) -> String {
         let (id, changes) = (self.id, &self.changes);
-        let (from, order) = match self.child {
-            true => (
-                format!(r#"("offset", {id}) > (p.start, p.after)"#),
-                format!(r#""offset", {id}"#),
-            ),
-            false => (r#""offset" >= p.start"#.to_owned(), r#""offset""#.to_owned()),
+        let from = self.from_place();
+        let order = match self.child {
+            true => format!(r#""offset", {id}"#),
+            false => r#""offset""#.to_owned(),
         };
         let parent = if self.child { ", parent_id" } else { "" };
         let audience = match self.domain.visibility.stores_audience() {

@@ -2,6 +2,8 @@
 //! where they differ, `replay` puts right what a stretch of the log is about. Each is a few steps over the projector's shadow,
 //! which this file sets up and reports on; what folding means is the projector's.
 
+mod exposed;
+mod follow;
 pub(crate) mod rebuild;
 pub(crate) mod replay;
 mod shown;

@@ -21,6 +21,18 @@ pub(super) struct Shown {
     columns: Vec<String>,
 }
 
+impl Shown {
+    /// The row's table.
+    pub(super) fn table(&self) -> &str {
+        &self.table
+    }
+
+    /// The partition that made it, as far as either side says.
+    pub(super) fn partition(&self) -> Option<i32> {
+        self.partition
+    }
+}
+
 impl From<&Difference> for Shown {
     fn from(difference: &Difference) -> Shown {
         Shown {
@@ -46,6 +58,16 @@ pub(super) struct Sum {
 }
 
 impl Sum {
+    /// The table.
+    pub(super) fn table(&self) -> &str {
+        &self.table
+    }
+
+    /// By its number.
+    pub(super) fn partition(&self) -> i32 {
+        self.partition
+    }
+
     /// Live rows.
     pub(super) fn rows(&self) -> i64 {
         self.rows

@@ -1,6 +1,7 @@
 //! `tidelog verify`: whether the tables still are what the log says, and where they are not. Folds into tables of its own, which are
-//! gone when it ends, and changes nothing else.
+//! gone when it ends, and changes nothing else. With `--follow` it is done again and again, which is `follow`'s to arrange.
 
+use std::net::SocketAddr;
 use std::process::ExitCode;
 use std::sync::Arc;
 use std::time::Duration;
@@ -9,15 +10,18 @@ use anyhow::Result;
 use clap::Args;
 use serde::Serialize;
 use tidelog_events::domain::Registry;
+use tidelog_events::topic_name;
 use tidelog_projector::shadow::{Selection, Shadow};
 use tokio::sync::watch;
 use tokio_postgres::Client;
 
+use super::follow::{self, Gently};
 use super::shown::{self, Shown, Sum};
 use super::{Ground, Pace, Purpose, existing, fold, names};
 use crate::domains::named;
 use crate::output::OutputArgs;
 use crate::progress::during;
+use crate::settings::duration;
 use crate::shutdown::until_signal;
 
 /// How long a step may go on after Ctrl-C.
@@ -29,10 +33,13 @@ const LEAVE: Duration = Duration::from_secs(60);
     long_about = "Folds the log again beside the live tables, which go on serving, and compares: sums over each partition, then \
                   over stretches of records, then row by row where these differ. Names every row that is missing, extra or \
                   changed, and how to mend it. The log is what counts: what differs is wrong in the tables. Needs room for the \
-                  tables of one topic at a time, or with --sample for a part of them; nothing of it stays.",
+                  tables of one topic at a time, or with --sample for a part of them; nothing of it stays.\n\nWith --follow it \
+                  begins again and again, at a rate that the service does not feel, prints what each round finds and serves it as \
+                  metrics. Kafka or Postgres that is away is waited for; Ctrl-C ends it.",
     after_help = "Examples:\n  tidelog verify\n  tidelog verify --domain helpdesk --partition 3\n  \
-                  tidelog verify --domain helpdesk --sample 20\n  tidelog verify --output json | jq '.[].differences'\n\nExit codes:\n  \
-                  0  the tables are what the log says\n  \
+                  tidelog verify --domain helpdesk --sample 20\n  tidelog verify --output json | jq '.[].differences'\n  \
+                  tidelog verify --follow --rate 5000 --every 1h --metrics-listen 127.0.0.1:9464\n\nExit codes:\n  \
+                  0  the tables are what the log says; with --follow, ended by Ctrl-C or SIGTERM\n  \
                   1  failed, or stopped on the way\n  \
                   2  wrong command line or setting\n  \
                   3  something differs; it says what"
@@ -47,15 +54,35 @@ pub(crate) struct VerifyArgs {
     /// One record in N, chosen by its identity and another N each day
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(2..=1_000_000))]
     sample: Option<u32>,
+    /// Begin again and again until Ctrl-C; print a line a topic, in JSON a document a line
+    #[arg(long)]
+    follow: bool,
+    /// With --follow: events a second that are read and folded, at most
+    #[arg(long, value_name = "EVENTS", requires = "follow", default_value_t = 2000,
+          value_parser = clap::value_parser!(u32).range(10..=10_000_000))]
+    pub(super) rate: u32,
+    /// With --follow: from the beginning of a round to that of the next, unless it takes longer, like 10m or 1h
+    #[arg(long, value_name = "TIME", requires = "follow", default_value = "10m", value_parser = duration)]
+    pub(super) every: Duration,
+    /// With --follow: serve what was found as metrics, under /metrics of this address
+    #[arg(long, value_name = "HOST:PORT", requires = "follow")]
+    pub(super) metrics_listen: Option<SocketAddr>,
     #[command(flatten)]
     ground: Ground,
     #[command(flatten)]
-    output: OutputArgs,
+    pub(super) output: OutputArgs,
+}
+
+impl VerifyArgs {
+    /// What a topic is called in Kafka.
+    pub(super) fn in_the_log(&self, topic: &str) -> String {
+        topic_name(&self.ground.kafka.topic_prefix, topic)
+    }
 }
 
 /// A topic, looked at.
 #[derive(Debug, Serialize)]
-struct Verified {
+pub(super) struct Verified {
     topic: String,
     domains: Vec<String>,
     /// Events that were read.
@@ -63,8 +90,8 @@ struct Verified {
     events_per_second: u64,
     /// One record in so many was looked at.
     sample: Option<u32>,
-    checksums: Vec<Sum>,
-    differences: Vec<Shown>,
+    pub(super) checksums: Vec<Sum>,
+    pub(super) differences: Vec<Shown>,
     /// There are more differences than these.
     more: bool,
     /// What to do about them.
@@ -78,10 +105,17 @@ pub(crate) async fn run(args: VerifyArgs) -> Result<ExitCode> {
         Some(name) => vec![named(&registry, name)?.topic.clone()],
         None => registry.topics().into_iter().map(str::to_owned).collect(),
     };
+    if args.follow {
+        until_signal(LEAVE, async |stop| {
+            follow::run(&args, &registry, &topics, stop).await
+        })
+        .await?;
+        return Ok(ExitCode::SUCCESS);
+    }
     let mut all = Vec::new();
     until_signal(LEAVE, async |stop| {
         for topic in &topics {
-            all.push(verify(&args, &registry, topic, &stop).await?);
+            all.push(verify(&args, &registry, topic, None, &stop).await?);
         }
         Ok(())
     })
@@ -93,10 +127,12 @@ pub(crate) async fn run(args: VerifyArgs) -> Result<ExitCode> {
     })
 }
 
-async fn verify(
+/// Looks at one topic: as fast as can be and showing how far it is, or gently.
+pub(super) async fn verify(
     args: &VerifyArgs,
     registry: &Arc<Registry>,
     topic: &str,
+    gently: Option<&Gently>,
     stop: &watch::Receiver<bool>,
 ) -> Result<Verified> {
     let purpose = Purpose::Scratch("verify");
@@ -109,7 +145,7 @@ async fn verify(
     // What a run left behind that was killed.
     shadow.discard(&mut made).await?;
     shadow.make(&mut made).await?;
-    let looked = look(args, &shadow, &mut client, stop).await;
+    let looked = look(args, &shadow, &mut client, gently, stop).await;
     shadow.discard(&mut made).await?;
     looked
 }
@@ -118,6 +154,7 @@ async fn look(
     args: &VerifyArgs,
     shadow: &Shadow,
     client: &mut Client,
+    gently: Option<&Gently>,
     stop: &watch::Receiver<bool>,
 ) -> Result<Verified> {
     const STOPPED: &str = "stopped: nothing was compared, and nothing is left behind";
@@ -128,11 +165,18 @@ async fn look(
         },
         None => Selection::All,
     });
-    let Some(Pace { events, seconds }) = fold(shadow, client, &selection, stop).await? else {
+    let folded = match gently {
+        Some(gently) => gently.fold(shadow, client, &selection, stop).await?,
+        None => fold(shadow, client, &selection, stop).await?,
+    };
+    let Some(Pace { events, seconds }) = folded else {
         anyhow::bail!(STOPPED);
     };
-    let what = format!("comparing {}", shadow.topic());
-    let (tables, candidates) = during(&what, 0, || 0, shadow.compare(client, &selection)).await?;
+    let comparing = shadow.compare(client, &selection);
+    let (tables, candidates) = match gently {
+        Some(_) => comparing.await?,
+        None => during(&format!("comparing {}", shadow.topic()), 0, || 0, comparing).await?,
+    };
     let settled = shadow
         .settle(client, &candidates, &selection, false, stop)
         .await?;
@@ -160,7 +204,8 @@ fn share_of_today(of: u32) -> u32 {
     (day.unsigned_abs() % u64::from(of)) as u32
 }
 
-fn text(all: &[Verified]) -> String {
+/// For people: a line a topic, and what differs.
+pub(super) fn text(all: &[Verified]) -> String {
     let mut text = String::new();
     for verified in all {
         let sample = match verified.sample {

@@ -6,6 +6,7 @@ mod support;
 
 mod bad_batches;
 mod bad_items;
+mod checksums;
 mod commands;
 mod conflicts;
 mod dead_letters;

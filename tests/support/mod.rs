@@ -13,6 +13,7 @@ pub(crate) mod own_stack;
 pub(crate) mod phone;
 pub(crate) mod process;
 pub(crate) mod projection;
+pub(crate) mod proof;
 pub(crate) mod proxy;
 pub(crate) mod service;
 pub(crate) mod stack;

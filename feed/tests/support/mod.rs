@@ -5,6 +5,8 @@
 #[path = "../../../tests/support/stack.rs"]
 mod stack;
 
+#[path = "../../../tests/support/proof.rs"]
+pub(crate) mod proof;
 pub mod rows;
 pub mod world;
 

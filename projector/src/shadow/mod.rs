@@ -5,6 +5,7 @@
 mod compare;
 mod mend;
 mod pump;
+mod rate;
 mod select;
 mod swap;
 mod tables;
@@ -12,6 +13,7 @@ mod tables;
 pub use compare::{Candidates, Difference, Differs, PartitionSum, TableSum};
 pub use mend::Mended;
 pub use pump::Passed;
+pub use rate::Rate;
 pub use select::Selection;
 pub use swap::Swapped;
 pub use tables::ShadowState;

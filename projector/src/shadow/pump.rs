@@ -2,7 +2,7 @@
 //! selected to lanes, which fold and write it as they do everything. Begins anywhere, so a run that was cut off goes on.
 
 use super::select::Selection;
-use super::{Offsets, Shadow};
+use super::{Offsets, Rate, Shadow};
 use crate::ProjectorError;
 use crate::backlog::LANE_PARCELS;
 use crate::bulk::{Bulk, Seen};
@@ -56,6 +56,19 @@ impl Shadow {
         passed: &Passed,
         stop: &watch::Receiver<bool>,
     ) -> Result<bool, ProjectorError> {
+        self.fold_gently(to, selection, passed, &Rate::default(), stop)
+            .await
+    }
+
+    /// The same, no faster than at that rate.
+    pub async fn fold_gently(
+        &self,
+        to: &Offsets,
+        selection: &Arc<Selection>,
+        passed: &Passed,
+        rate: &Rate,
+        stop: &watch::Receiver<bool>,
+    ) -> Result<bool, ProjectorError> {
         let from = self.positions().await?;
         let mut ranges: BTreeMap<i32, (i64, Option<i64>)> = BTreeMap::new();
         for (&partition, &to) in to {
@@ -96,6 +109,7 @@ impl Shadow {
                 sender,
                 clocks: self.clocks.clone(),
                 passed: passed.clone(),
+                rate: rate.clone(),
                 stop: stop.clone(),
             });
             let topic = self.topic();
@@ -207,11 +221,12 @@ struct Feed {
     sender: mpsc::Sender<ToLane>,
     clocks: Clocks,
     passed: Passed,
+    rate: Rate,
     stop: watch::Receiver<bool>,
 }
 
 /// Hands the lane its partitions and what is selected of them; answers, of each, the offset after the last that it handed over.
-async fn feed(feed: Feed) -> Result<Offsets, ProjectorError> {
+async fn feed(mut feed: Feed) -> Result<Offsets, ProjectorError> {
     let mut handed = Offsets::new();
     let gone = || ProjectorError::Consumer("the lane ended".into());
     for owned in feed.owned {
@@ -219,13 +234,19 @@ async fn feed(feed: Feed) -> Result<Offsets, ProjectorError> {
         sent.map_err(|_| gone())?;
     }
     let mut parcels = feed.log.read(&feed.ranges);
-    while let Some(parcel) = parcels.recv().await {
+    // Who waits for a log that is away, or for the rate, hears all the same that it is to stop.
+    while let Some(parcel) = unless_stopped(&mut feed.stop, parcels.recv()).await.flatten() {
         let parcel = parcel?;
         let partition = parcel.partition;
-        if *feed.stop.borrow() {
+        let count = parcel.records.len() as u64;
+        let wait = feed.rate.reserve(count);
+        if !wait.is_zero()
+            && unless_stopped(&mut feed.stop, tokio::time::sleep(wait))
+                .await
+                .is_none()
+        {
             break;
         }
-        let count = parcel.records.len() as u64;
         let records = selected(&feed.selection, &feed.clocks, parcel);
         if let Some(last) = records.last() {
             handed.insert(partition, last.offset() + 1);
@@ -235,6 +256,16 @@ async fn feed(feed: Feed) -> Result<Offsets, ProjectorError> {
         feed.passed.add(count);
     }
     Ok(handed)
+}
+
+/// What the work comes to; none where it was told to stop before.
+async fn unless_stopped<T>(stop: &mut watch::Receiver<bool>, work: impl Future<Output = T>) -> Option<T> {
+    tokio::select! {
+        biased;
+        // A sender that is gone can no longer say so.
+        Ok(_) = stop.wait_for(|stop| *stop) => None,
+        done = work => Some(done),
+    }
 }
 
 /// What is selected of a parcel, at the times that it would have if nothing were left out.

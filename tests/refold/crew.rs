@@ -139,7 +139,7 @@ pub(crate) async fn all_applied(deployment: &Deployment) {
     loop {
         let lag = eventually("the lag goes down", async || {
             let status = deployment.run(&["status", "--output", "json"]);
-            let lag = status.json()["lag"].as_u64().filter(|_| status.code == 0)?;
+            let lag = (status.code == 0).then(|| status.json()["lag"].as_u64())??;
             (lag == 0 || lag < least).then_some(lag)
         })
         .await;

@@ -66,10 +66,11 @@ impl Follower {
     }
 
     async fn becomes(&self, name: &str, wanted: impl Fn(f64) -> bool) -> f64 {
-        let told = eventually(&format!("{name} is as it should be"), async || {
+        let what = format!("{name} is as it should be");
+        eventually(&what, async || {
             self.sum(name).await.filter(|value| wanted(*value))
-        });
-        told.await
+        })
+        .await
     }
 }
 

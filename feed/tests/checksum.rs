@@ -142,14 +142,11 @@ async fn history(seed: u64) {
             tally(&world.seen(&follower.who, follower.domain), ""),
             "seed {seed}"
         );
-        let there = stage.get(
-            &follower.who,
-            &checksum(
-                follower.domain,
-                &format!("cursor={}", body["cursor"].as_str().unwrap()),
-            ),
-        );
-        assert_eq!(there.await, body);
+        let cursor = format!("cursor={}", body["cursor"].as_str().unwrap());
+        let there = stage
+            .get(&follower.who, &checksum(follower.domain, &cursor))
+            .await;
+        assert_eq!(there, body);
     }
     stage.strike().await;
 }

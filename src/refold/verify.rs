@@ -146,8 +146,20 @@ pub(super) async fn verify(
     shadow.discard(&mut made).await?;
     shadow.make(&mut made).await?;
     let looked = look(args, &shadow, &mut client, gently, stop).await;
-    shadow.discard(&mut made).await?;
+    put_away(&shadow, made, client).await?;
     looked
+}
+
+/// Drops what a look made, though its connections may have broken meanwhile. Where another run has the lock by now, it is that
+/// one's, who has dropped what was there.
+async fn put_away(shadow: &Shadow, mut made: Client, mut client: Client) -> Result<()> {
+    if shadow.discard(&mut made).await.is_ok() || shadow.discard(&mut client).await.is_ok() {
+        return Ok(());
+    }
+    drop((made, client));
+    let mut again = shadow.connect().await?;
+    shadow.lock(&again).await?;
+    Ok(shadow.discard(&mut again).await?)
 }
 
 async fn look(

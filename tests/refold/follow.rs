@@ -67,10 +67,10 @@ impl Follower {
 
     async fn becomes(&self, name: &str, wanted: impl Fn(f64) -> bool) -> f64 {
         let what = format!("{name} is as it should be");
-        let told = eventually(&what, async || {
+        eventually(&what, async || {
             self.sum(name).await.filter(|value| wanted(*value))
-        });
-        told.await
+        })
+        .await
     }
 }
 

@@ -60,7 +60,7 @@ pub(crate) async fn descend(copy: &Copy, id_column: &str, ask: impl AsyncFn(Stri
             .collect();
         let other = theirs
             .iter()
-            .filter(|(id, version)| copy.get(*id) != Some(version));
+            .filter(|(id, version)| copy.get(*id) != Some(*version));
         wrong.get.extend(other.map(|(id, _)| id.clone()));
         let mine = copy.keys().filter(|id| lies_under(id, &prefix));
         wrong
@@ -74,13 +74,13 @@ fn hash(id: &str, version: i64) -> u64 {
     let digest = Sha256::digest(format!("{id}:{version}"));
     digest[..8]
         .iter()
-        .fold(0, |sum, byte| sum << 8 | u64::from(*byte))
+        .fold(0, |sum, byte| (sum << 8) | u64::from(*byte))
 }
 
 /// Whether SHA-256 over the identity, in hexadecimal digits, begins so.
 fn lies_under(id: &str, prefix: &str) -> bool {
     let digest = Sha256::digest(id);
-    let digit = |at: usize| digest[at / 2] >> (4 * (1 - at % 2)) & 15;
+    let digit = |at: usize| (digest[at / 2] >> (4 * (1 - at % 2))) & 15;
     let wanted = prefix.chars().map(|c| c.to_digit(16));
     wanted
         .enumerate()

@@ -79,6 +79,9 @@ pub(crate) struct Difference {
     pub(crate) found: String,
     /// What it should be.
     pub(crate) expected: String,
+    /// The number of partitions that gateways keep to, where that is not what is found.
+    #[serde(skip)]
+    kept_to: Option<i32>,
 }
 
 impl fmt::Display for Difference {
@@ -88,19 +91,19 @@ impl fmt::Display for Difference {
             property,
             found,
             expected,
+            kept_to,
         } = self;
         write!(f, "{topic}: {property} is {found}, not {expected}")?;
-        match property.as_str() {
-            // A number that is no number is less than any.
-            "partitions" if found.parse::<i32>().ok() > expected.parse::<i32>().ok() => write!(
+        match (property.as_str(), kept_to) {
+            ("partitions", Some(made)) => write!(
                 f,
-                " (it was made with {expected}, and gateways keep to these: a record's history is one partition)"
+                " (it was made with {made}, and gateways keep to these: a record's history is one partition)"
             ),
-            "partitions" => write!(
+            ("partitions", None) => write!(
                 f,
-                " (it was made anew with fewer: see the page on more partitions)"
+                " (changing it would part records from their history: set partitions = {found})"
             ),
-            "replication_factor" => write!(f, " (kafka-reassign-partitions.sh changes it)"),
+            ("replication_factor", _) => write!(f, " (kafka-reassign-partitions.sh changes it)"),
             _ => write!(
                 f,
                 " (kafka-configs.sh --alter --topic {topic} --add-config {property}={expected})"
@@ -144,7 +147,7 @@ pub(crate) async fn ensure(
     let cluster = Cluster::new(kafka, "topics")?;
     let metadata = cluster.metadata().await?;
     let copies = copies(settings, metadata.brokers)?;
-    let (mut existing, missing): (Vec<_>, Vec<_>) = wanted(registry, kafka, settings.partitions)
+    let (existing, missing): (Vec<_>, Vec<_>) = wanted(registry, kafka, settings.partitions)
         .into_iter()
         .partition(|topic| metadata.topics.contains_key(&topic.name));
 
@@ -160,10 +163,7 @@ pub(crate) async fn ensure(
         report.missing = names(missing);
     }
     let made = made_with(kafka, registry, &cluster, &report.created, create).await?;
-    for topic in &mut existing {
-        topic.partitions = made.get(&topic.name).copied().unwrap_or(topic.partitions);
-    }
-    report.differences = differences(&admin, &metadata, &existing, copies).await?;
+    report.differences = differences(&admin, &metadata, &existing, copies, &made).await?;
     report.unchanged = names(existing)
         .into_iter()
         .filter(|topic| {
@@ -347,6 +347,7 @@ async fn differences(
     metadata: &Metadata,
     topics: &[Wanted],
     copies: i32,
+    made: &BTreeMap<String, i32>,
 ) -> Result<Vec<Difference>> {
     if topics.is_empty() {
         return Ok(Vec::new());
@@ -371,6 +372,8 @@ async fn differences(
             .collect();
         let shape = &metadata.topics[name].replicas;
         let least = shape.values().min().copied().unwrap_or(0);
+        let count = i32::try_from(shape.len()).unwrap_or(i32::MAX);
+        let kept_to = made.get(name).copied().filter(|made| *made < count);
         let mut compare = |property: &str, found: String, expected: String| {
             if found != expected {
                 differences.push(Difference {
@@ -378,6 +381,7 @@ async fn differences(
                     property: property.to_owned(),
                     found,
                     expected,
+                    kept_to: kept_to.filter(|_| property == "partitions"),
                 });
             }
         };
@@ -430,21 +434,22 @@ mod tests {
 
     #[test]
     fn a_difference_says_how_to_live_with_it() {
-        let difference = |found: &str| {
+        let difference = |kept_to: Option<i32>| {
             let difference = Difference {
                 topic: "sync.helpdesk.v1".into(),
                 property: "partitions".into(),
-                found: found.into(),
+                found: "12".into(),
                 expected: "6".into(),
+                kept_to,
             };
             difference.to_string()
         };
-        let text = difference("12");
+        let text = difference(Some(6));
         assert!(
             text.contains("was made with 6, and gateways keep to these"),
             "{text}"
         );
-        let text = difference("3");
-        assert!(text.contains("made anew with fewer"), "{text}");
+        let text = difference(None);
+        assert!(text.contains("set partitions = 12"), "{text}");
     }
 }

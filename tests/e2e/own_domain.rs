@@ -341,5 +341,8 @@ async fn what_hangs_on_a_record_that_all_see_is_seen_by_all() {
     ben.apply("inspections", gone).await;
     replica.catch_up(&ben, "photos", 10).await;
     assert!(replica.records.is_empty(), "{:?}", replica.records);
-    service.deployment.run(&["verify", "--domain", "inspections"]).ok();
+    service
+        .deployment
+        .run(&["verify", "--domain", "inspections"])
+        .ok();
 }

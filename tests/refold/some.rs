@@ -27,7 +27,11 @@ async fn only_the_partitions_that_were_asked_for_are_rebuilt() {
     let listed = rebuild(&["--partitions", "1"]);
     assert_eq!(listed.code, 3, "{listed:?}");
     let listed = done(&listed.stdout);
-    assert_eq!(listed["differences"].as_array().map(Vec::len), Some(1), "{listed}");
+    assert_eq!(
+        listed["differences"].as_array().map(Vec::len),
+        Some(1),
+        "{listed}"
+    );
     let other = rebuild(&["--partitions", "2"]);
     assert!(
         other.code == 1 && other.stderr.contains("for other partitions"),
@@ -40,7 +44,8 @@ async fn only_the_partitions_that_were_asked_for_are_rebuilt() {
         (&json!("exchanged"), &json!(1)),
         "{mended}"
     );
-    let verify = |partition: &str| deployment.run(&["verify", "--domain", "helpdesk", "--partition", partition]);
+    let verify =
+        |partition: &str| deployment.run(&["verify", "--domain", "helpdesk", "--partition", partition]);
     assert_eq!((verify("1").code, verify("2").code), (0, 3));
     // Nothing is left of it, so the next may be for another one.
     rebuild(&["--partitions", "2", "--accept-differences"]).ok();

@@ -4,6 +4,8 @@ use std::io::Write;
 use std::process::{Command, Stdio};
 
 use rdkafka::ClientConfig;
+use rdkafka::admin::{AdminClient, AdminOptions, AlterConfig, ResourceSpecifier};
+use rdkafka::client::DefaultClientContext;
 use rdkafka::message::{Header, OwnedHeaders};
 use rdkafka::producer::{FutureProducer, FutureRecord};
 use serde_json::Value;
@@ -150,8 +152,20 @@ pub(crate) struct Stamped {
     pub(crate) value: String,
 }
 
-/// Appends records in their order.
+/// Appends records in their order, at their times: the topic takes these from then on.
 pub(crate) async fn produce_stamped(brokers: &str, topic: &str, records: &[Stamped]) {
+    let admin: AdminClient<DefaultClientContext> = ClientConfig::new()
+        .set("bootstrap.servers", brokers)
+        .create()
+        .expect("a client");
+    let stamped = AlterConfig::new(ResourceSpecifier::Topic(topic))
+        .set("message.timestamp.type", "CreateTime")
+        .set("retention.ms", "-1");
+    let altered = admin.alter_configs([&stamped], &AdminOptions::new()).await;
+    altered
+        .expect("an answer")
+        .into_iter()
+        .for_each(|topic| assert!(topic.is_ok(), "{topic:?}"));
     let producer: FutureProducer = ClientConfig::new()
         .set("bootstrap.servers", brokers)
         .set("enable.idempotence", "true")

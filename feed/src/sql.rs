@@ -190,7 +190,7 @@ SELECT false, NULL::integer, NULL::bigint, NULL::timestamptz,
     }
 
     /// That a change lies after place `p`.
-    fn from_place(&self) -> String {
+    fn beyond_place(&self) -> String {
         match self.child {
             true => format!(r#"("offset", {}) > (p.start, p.after)"#, self.id),
             false => r#""offset" >= p.start"#.to_owned(),
@@ -212,7 +212,7 @@ SELECT false, NULL::integer, NULL::bigint, NULL::timestamptz,
     /// The next changes of all places, merged.
     fn scanned(&self) -> String {
         let (id, changes) = (self.id, &self.changes);
-        let from = self.from_place();
+        let from = self.beyond_place();
         let order = match self.child {
             true => format!(r#""offset", {id}"#),
             false => r#""offset""#.to_owned(),

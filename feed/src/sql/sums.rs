@@ -113,7 +113,7 @@ SELECT false, NULL, NULL, ({part})::text, count(*), sum({HASH})::text
 
     /// Of each record that has changed since, the first change. All changes of a record lie in one partition.
     fn later(&self) -> String {
-        let (key, from) = (self.key(), self.from_place());
+        let (key, from) = (self.key(), self.beyond_place());
         let key_of_change: Vec<String> = key.split(", ").map(|column| format!("c.{column}")).collect();
         let key_of_change = key_of_change.join(", ");
         let audience = match self.domain.visibility.stores_audience() {

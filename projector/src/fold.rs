@@ -19,7 +19,7 @@ use tidelog_events::outcome::{Change, Outcome, Winner};
 
 /// The number of this fold. To be raised by whatever gives any event another meaning, or writes a state that the fold before
 /// would not read: an older worker then claims no partition that a newer one has had (`ownership`).
-pub const FOLD_VERSION: u32 = 1;
+pub const FOLD_VERSION: u32 = 2;
 
 /// What an event does.
 #[derive(Debug, Clone, PartialEq)]

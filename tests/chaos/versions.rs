@@ -9,7 +9,7 @@ use crate::support::eventually;
 async fn upgrade(field: &Field) {
     let [new, _] = PROJECTORS;
     field.terminate(new);
-    field.becomes(new, 2);
+    field.becomes(new, 3);
     field.start_anew(new, &[]);
     eventually("the new one owns partitions", async || {
         (upgraded(field).await > 0).then_some(())
@@ -21,7 +21,7 @@ async fn upgrade(field: &Field) {
 }
 
 async fn upgraded(field: &Field) -> i64 {
-    let sql = "SELECT count(*) FROM positions WHERE fold_version = 2";
+    let sql = "SELECT count(*) FROM positions WHERE fold_version = 3";
     field.deployment.db().await.count(sql, &[]).await
 }
 
@@ -31,12 +31,12 @@ async fn an_old_projector_beside_a_new_one() {
         upgrade(field).await;
         let [new, old] = PROJECTORS;
         let said = field.ends(old).await;
-        let why = "was written by a newer tidelog (fold 2; this is 1): upgrade this one";
+        let why = "was written by a newer tidelog (fold 3; this is 2): upgrade this one";
         field.note(!said.contains(why), || {
             format!("the old projector does not say why it ended: {said}")
         });
         // The upgrade goes on.
-        field.becomes(old, 2);
+        field.becomes(old, 3);
         for who in [new, old] {
             field.start_anew(who, &[]);
         }

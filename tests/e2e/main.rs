@@ -9,6 +9,7 @@ mod bad_items;
 mod commands;
 mod conflicts;
 mod dead_letters;
+mod erasing;
 mod idempotency;
 mod item_keys;
 mod legacy_cases;

@@ -13,6 +13,7 @@ use tidelog_feed::positions::{self, PositionsConfig};
 use tidelog_feed::{Feed, FeedParts, OutcomeStore, SESSION_SETTINGS};
 use tidelog_http::Limits;
 use tidelog_http::auth::Auth;
+use tidelog_ingest::seals::{self, Seals};
 use tidelog_ingest::settings::{Changer, FollowConfig, follow};
 use tidelog_ingest::{Ingest, IngestConfig, IngestParts, Producer, ProducerConfig};
 use tokio::net::{TcpListener, TcpSocket};
@@ -25,7 +26,7 @@ use crate::health::{self, Health};
 use crate::kafka::Cluster;
 use crate::settings::{
     AuthSettings, ConnectionSettings, DatabaseSettings, DomainSettings, KafkaSettings, NoticeSettings,
-    PoolSettings, ShutdownSettings,
+    PoolSettings, SealSettings, ShutdownSettings,
 };
 use crate::shutdown::stopped;
 
@@ -55,6 +56,8 @@ pub(crate) struct GatewaySettings {
     pub(crate) domains: DomainSettings,
     #[command(flatten)]
     pub(crate) auth: AuthSettings,
+    #[command(flatten)]
+    pub(crate) seal: SealSettings,
     #[command(flatten)]
     pub(crate) connections: ConnectionSettings,
     #[command(flatten)]
@@ -115,6 +118,12 @@ pub(crate) async fn run(
         &settings.kafka.topic_prefix,
     );
     let auth = Auth::new(settings.auth.jwt_secret.reveal())?;
+    let secret = settings.seal.secret();
+    let (heard, hearing) = watch::channel(false);
+    let prefix = &settings.kafka.topic_prefix;
+    let seals = secret
+        .clone()
+        .map(|secret| Seals::new(secret, producer.clone(), writing.clone(), prefix, hearing));
 
     let ingest = Ingest::new(IngestParts {
         registry: registry.clone(),
@@ -122,6 +131,7 @@ pub(crate) async fn run(
         producer: producer.clone(),
         positions: positions.clone(),
         outcomes: OutcomeStore::new(reading.clone(), &registry),
+        seals: seals.clone(),
         settings: tenants.clone(),
         config: IngestConfig {
             topic_prefix: settings.kafka.topic_prefix.clone(),
@@ -133,6 +143,7 @@ pub(crate) async fn run(
         pool: reading.clone(),
         positions,
         topic_prefix: settings.kafka.topic_prefix.clone(),
+        secret,
     }));
     let (health, told) = watch::channel(Health::default());
     let needs = health::Needs {
@@ -180,11 +191,18 @@ pub(crate) async fn run(
             "the gateway stopped"
         );
     };
+    let forgetting = async {
+        match seals {
+            Some(seals) => seals::watch::follow(seals, &settings.kafka.kafka_brokers, prefix, heard).await,
+            None => std::future::pending().await,
+        }
+    };
     tokio::select! {
         () = serving => Ok(()),
         // None of these ends while the routes hold what it tells.
         () = watching => anyhow::bail!("nobody watches the positions any more"),
         () = following => anyhow::bail!("nobody follows the tenants' settings any more"),
+        () = forgetting => anyhow::bail!("nobody hears of destroyed keys any more"),
         () = ingest.expire_keys() => anyhow::bail!("nobody removes expired keys any more"),
         () = health::keep(needs, health) => anyhow::bail!("nobody watches the gateway's health any more"),
         () = health::announce(told, ready) => anyhow::bail!("the gateway's health was announced twice"),

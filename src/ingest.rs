@@ -35,7 +35,7 @@ pub(crate) async fn ingest(args: IngestArgs) -> Result<()> {
     let listener = gateway::listen(args.listen.listen).await?;
     let deadline = settings.shutdown.shutdown_deadline + settings.notice.shutdown_notice;
     until_signal(deadline, async |shutdown| {
-        preflight(&settings.kafka, &settings.database, &registry).await?;
+        preflight(&settings.kafka, &settings.database, &settings.seal, &registry).await?;
         let (ready, _) = oneshot::channel();
         gateway::run(&settings, registry, listener, shutdown, ready).await
     })

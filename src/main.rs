@@ -10,6 +10,7 @@ mod database;
 mod dead_letters;
 mod dev;
 mod domains;
+mod erase;
 mod export;
 mod gateway;
 mod guard_rails;
@@ -61,6 +62,8 @@ enum Command {
     Dev {
         #[command(flatten)]
         domains: settings::DomainSettings,
+        #[command(flatten)]
+        seal: settings::SealSettings,
         // Last: the command's help is its text.
         #[command(flatten)]
         dev: dev::DevArgs,
@@ -78,6 +81,7 @@ enum Command {
     Trace(Box<trace::TraceArgs>),
     Tenant(tenant::TenantArgs),
     DeadLetters(dead_letters::DeadLettersArgs),
+    Erase(Box<erase::EraseArgs>),
     Export(Box<export::ExportArgs>),
     Audit(audit::AuditArgs),
     Token(token::TokenArgs),
@@ -110,8 +114,8 @@ async fn run() -> ExitCode {
     logging::start(&cli.global.log, cli.global.log_format);
     let done = |()| ExitCode::SUCCESS;
     let ended = match cli.command {
-        Command::Dev { dev, domains } => {
-            let serve = async |env| serve::under_dev(env, domains).await;
+        Command::Dev { dev, domains, seal } => {
+            let serve = async |env| serve::under_dev(env, domains, seal).await;
             dev::run(dev, serve).await.map(done)
         }
         Command::Serve(args) => serve::serve(args).await.map(done),
@@ -127,6 +131,7 @@ async fn run() -> ExitCode {
         Command::Trace(args) => trace::run(*args).await.map(done),
         Command::Tenant(args) => tenant::run(args).await.map(done),
         Command::DeadLetters(args) => dead_letters::run(args).await,
+        Command::Erase(args) => erase::run(*args).await,
         Command::Export(args) => export::run(*args).await,
         Command::Audit(args) => audit::run(args).await.map(done),
         Command::Token(args) => token::run(args).map(done),

@@ -6,12 +6,12 @@ use std::sync::Arc;
 use anyhow::{Context, Result};
 use clap::Args;
 use tidelog_events::domain::Registry;
-use tidelog_projector::ProjectorConfig;
+use tidelog_projector::{ProjectorConfig, keys};
 use tokio::sync::watch;
 
 use crate::preflight::preflight;
 use crate::serve::INSTANCE;
-use crate::settings::{DatabaseSettings, DomainSettings, KafkaSettings, ShutdownSettings};
+use crate::settings::{DatabaseSettings, DomainSettings, KafkaSettings, SealSettings, ShutdownSettings};
 use crate::shutdown::until_signal;
 use crate::{database, domains};
 
@@ -41,6 +41,8 @@ pub(crate) struct ProjectorSettings {
     #[command(flatten)]
     pub(crate) domains: DomainSettings,
     #[command(flatten)]
+    pub(crate) seal: SealSettings,
+    #[command(flatten)]
     pub(crate) shutdown: ShutdownSettings,
 }
 
@@ -49,7 +51,7 @@ pub(crate) async fn project(args: ProjectArgs) -> Result<()> {
     let settings = args.settings;
     let registry = domains::registry(&settings.domains)?;
     until_signal(settings.shutdown.shutdown_deadline, async |shutdown| {
-        preflight(&settings.kafka, &settings.database, &registry).await?;
+        preflight(&settings.kafka, &settings.database, &settings.seal, &registry).await?;
         run(&settings, registry, shutdown).await
     })
     .await
@@ -75,9 +77,19 @@ pub(crate) async fn run(
         instance = config.instance,
         "projectors start"
     );
-    tidelog_projector::run(config, shutdown)
-        .await
-        .context("the projectors ended")
+    let (brokers, prefix) = (config.brokers.clone(), config.topic_prefix.clone());
+    let database = database::config(&settings.database, "keys", &[])?;
+    let taking_keys_over = async {
+        // Keys can be taken over without the secret, but where there is none there are no keys.
+        if settings.seal.seal_secret.is_some() {
+            keys::follow(&brokers, &prefix, &database, shutdown.clone()).await;
+        }
+        std::future::pending::<()>().await
+    };
+    tokio::select! {
+        ended = tidelog_projector::run(config, shutdown.clone()) => ended.context("the projectors ended"),
+        () = taking_keys_over => Ok(()),
+    }
 }
 
 /// Projectors of one projection share a group. Another schema over the same topics is another projection: in the same

@@ -18,7 +18,7 @@ use crate::preflight::preflight;
 use crate::project::{self, ProjectorSettings};
 use crate::settings::{
     AuthSettings, ConnectionSettings, DatabaseSettings, DomainSettings, KafkaSettings, ListenSettings,
-    NoticeSettings, PoolSettings, Secret, ShutdownSettings, TopicSettings,
+    NoticeSettings, PoolSettings, SealSettings, Secret, ShutdownSettings, TopicSettings,
 };
 use crate::shutdown::until_signal;
 use crate::status::Looker;
@@ -69,6 +69,8 @@ pub(crate) struct ServeSettings {
     #[command(flatten)]
     pub(crate) auth: AuthSettings,
     #[command(flatten)]
+    pub(crate) seal: SealSettings,
+    #[command(flatten)]
     pub(crate) connections: ConnectionSettings,
     #[command(flatten)]
     pub(crate) shutdown: ShutdownSettings,
@@ -84,6 +86,7 @@ impl ServeSettings {
             pool: self.pool.clone(),
             domains: self.domains.clone(),
             auth: self.auth.clone(),
+            seal: self.seal.clone(),
             connections: self.connections,
             shutdown: self.shutdown.clone(),
             notice: self.notice.clone(),
@@ -95,6 +98,7 @@ impl ServeSettings {
             kafka: self.kafka.clone(),
             database: self.database.clone(),
             domains: self.domains.clone(),
+            seal: self.seal.clone(),
             shutdown: self.shutdown.clone(),
         }
     }
@@ -106,7 +110,13 @@ pub(crate) async fn serve(args: ServeArgs) -> Result<()> {
     let registry = domains::registry(&args.settings.domains)?;
     let listener = gateway::listen(args.listen.listen).await?;
     until_signal(deadline, async |shutdown| {
-        preflight(&args.settings.kafka, &args.settings.database, &registry).await?;
+        preflight(
+            &args.settings.kafka,
+            &args.settings.database,
+            &args.settings.seal,
+            &registry,
+        )
+        .await?;
         let (ready, _) = oneshot::channel();
         run(args.settings.clone(), listener, shutdown, ready).await
     })
@@ -160,7 +170,7 @@ pub(crate) async fn run(
 }
 
 /// What `tidelog dev` serves: everything, on a database and a log that it makes ready first.
-pub(crate) async fn under_dev(env: DevEnv, domains: DomainSettings) -> Result<()> {
+pub(crate) async fn under_dev(env: DevEnv, domains: DomainSettings, seal: SealSettings) -> Result<()> {
     let kafka = KafkaSettings {
         kafka_brokers: env.kafka_brokers,
         topic_prefix: String::new(),
@@ -176,6 +186,7 @@ pub(crate) async fn under_dev(env: DevEnv, domains: DomainSettings) -> Result<()
         auth: AuthSettings {
             jwt_secret: Secret::new(env.jwt_secret),
         },
+        seal,
         connections: ConnectionSettings {
             max_connections: 4096,
             max_connections_per_address: None,

@@ -10,11 +10,14 @@ use std::fmt;
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
+use std::sync::Arc;
 use std::time::Duration;
 
 use anyhow::{Context, Result, bail};
 use clap::error::{ContextKind, ContextValue, ErrorKind};
 use clap::{Arg, Args, Command, Parser, ValueEnum};
+use tidelog_events::seal::SealSecret;
+use tidelog_events::seal::secret::LEAST_SECRET;
 use toml::de::{DeTable, DeValue};
 
 /// The exit code for a wrong command line or a wrong setting.
@@ -155,6 +158,24 @@ pub(crate) struct AuthSettings {
     pub(crate) jwt_secret: Secret,
 }
 
+/// What personal values are sealed with.
+#[derive(Args, Clone, Debug, Default)]
+pub(crate) struct SealSettings {
+    /// Secret that personal values are sealed with, so that a user can be erased: at least 32 bytes; without it nothing is
+    /// sealed. Lost, all sealed values are lost. The same for every gateway, projector and tool of a deployment. Prefer the
+    /// environment
+    #[arg(long, help_heading = SETTINGS, env = "TIDELOG_SEAL_SECRET", value_name = "SECRET", hide_env_values = true, value_parser = seal_secret)]
+    pub(crate) seal_secret: Option<Secret>,
+}
+
+impl SealSettings {
+    /// The secret, ready for use.
+    pub(crate) fn secret(&self) -> Option<Arc<SealSecret>> {
+        let secret = self.seal_secret.as_ref()?;
+        SealSecret::new(secret.reveal()).map(Arc::new)
+    }
+}
+
 /// Where the gateway listens.
 #[derive(Args, Clone, Debug)]
 pub(crate) struct ListenSettings {
@@ -289,6 +310,16 @@ fn jwt_secret(text: &str) -> Result<Secret, String> {
     if text.len() < 16 {
         return Err(format!(
             "it has {} bytes and needs at least 16, better 32: `openssl rand -hex 32` makes one",
+            text.len()
+        ));
+    }
+    Ok(Secret::new(text.to_owned()))
+}
+
+fn seal_secret(text: &str) -> Result<Secret, String> {
+    if text.len() < LEAST_SECRET {
+        return Err(format!(
+            "it has {} bytes and needs at least {LEAST_SECRET}: `openssl rand -hex 32` makes one",
             text.len()
         ));
     }

@@ -15,6 +15,7 @@ use rdkafka::client::DefaultClientContext;
 use rdkafka::types::RDKafkaErrorCode;
 use serde::Serialize;
 use tidelog_events::domain::Registry;
+use tidelog_events::seal::KEYS_TOPIC;
 use tidelog_events::settings::{Partitions, SETTINGS_TOPIC};
 use tidelog_events::{DEAD_LETTER_TOPIC, topic_name};
 use tidelog_ingest::settings::{FollowConfig, follow, write_partitions};
@@ -34,7 +35,7 @@ const EXIT_DIFFERS: u8 = 3;
 #[derive(Args, Clone, Debug)]
 #[command(
     long_about = "Makes the topics that are missing: one a domain and one for dead letters, kept for ever, with the \
-                  broker's time; and a compacted one for tenants' settings. Reports where existing ones differ; alters nothing.",
+                  broker's time; and two compacted ones, for tenants' settings and for the keys of sealed values. Reports where existing ones differ; alters nothing.",
     after_help = "Examples:\n  tidelog topics --partitions 12\n  tidelog topics --check --output json\n\nExit codes:\n  \
                   0  every topic is as it should be\n  \
                   1  failed, for example because Kafka is away\n  \
@@ -243,18 +244,22 @@ struct Wanted {
     name: String,
     partitions: i32,
     cleanup: &'static str,
+    /// Milliseconds after which a record that was replaced is compacted away at the latest.
+    most_lag: Option<&'static str>,
 }
 
-/// One a domain and one for dead letters, in which nothing expires; and one for settings, of which the last of each
-/// tenant is kept. Those are few, and one partition has one order.
+/// One a domain and one for dead letters, in which nothing expires; one for settings, of which the last of each tenant is
+/// kept; and one for the keys of sealed values, likewise. Those are few, and one partition has one order.
 fn wanted(registry: &Registry, kafka: &KafkaSettings, partitions: i32) -> Vec<Wanted> {
     let log = registry.topics().into_iter().chain([DEAD_LETTER_TOPIC]);
     let log = log.map(|topic| (topic, partitions, "delete"));
-    log.chain([(SETTINGS_TOPIC, 1, "compact")])
+    log.chain([(SETTINGS_TOPIC, 1, "compact"), (KEYS_TOPIC, 1, "compact")])
         .map(|(topic, partitions, cleanup)| Wanted {
             name: topic_name(&kafka.topic_prefix, topic),
             partitions,
             cleanup,
+            // A key that was destroyed is to leave the brokers' disks soon, also where nothing else is written.
+            most_lag: (topic == KEYS_TOPIC).then_some("3600000"),
         })
         .collect()
 }
@@ -276,13 +281,15 @@ fn copies(settings: &TopicSettings, brokers: usize) -> Result<i32> {
 }
 
 /// The configuration of a topic. The log is the truth: nothing expires, and the time is the log's own.
-fn configuration(topic: &Wanted, copies: i32) -> [(&'static str, &'static str); 4] {
-    [
+fn configuration(topic: &Wanted, copies: i32) -> Vec<(&'static str, &'static str)> {
+    let lag = topic.most_lag.map(|lag| ("max.compaction.lag.ms", lag));
+    let all = [
         ("message.timestamp.type", "LogAppendTime"),
         ("retention.ms", "-1"),
         ("cleanup.policy", topic.cleanup),
         ("min.insync.replicas", if copies >= 3 { "2" } else { "1" }),
-    ]
+    ];
+    all.into_iter().chain(lag).collect()
 }
 
 async fn make(admin: &AdminClient<DefaultClientContext>, topics: &[Wanted], copies: i32) -> Result<()> {

@@ -242,6 +242,7 @@ pub(crate) fn envelope_field(name: &str) -> Option<&'static Field> {
             kind,
             required: false,
             read_only: false,
+            personal: false,
             column: false,
             default: None,
         };

@@ -7,6 +7,7 @@
 //! - [`partition`], [`position`], [`receipt`], [`token`]: places in the log, and what clients keep of them
 //! - [`outcome`], [`answer`]: what became of an item, and how it is told
 //! - [`resolution`]: how a person decided a conflict
+//! - [`seal`]: personal values, sealed and opened
 //! - [`settings`]: what a tenant has set for itself
 //! - [`drill`]: steps at which tests stop a process, and guards that they take out
 //! - [`ids`], [`json`]: names of who, and JSON that Postgres holds
@@ -26,6 +27,7 @@ pub mod partition;
 pub mod position;
 pub mod receipt;
 pub mod resolution;
+pub mod seal;
 pub mod settings;
 pub mod target;
 pub mod token;

@@ -16,6 +16,7 @@ use uuid::Uuid;
 
 use crate::error::FeedError;
 use crate::filter;
+use crate::opening::{Closed, Opener};
 use crate::page::instant;
 use crate::query::Query;
 use crate::reading::{Effort, Sight};
@@ -30,6 +31,9 @@ const LAST_MICROSECOND: i64 = 253_402_300_799_999_999;
 /// What conflicts are read with.
 pub(crate) struct Conflicts<'a> {
     pub(crate) store: &'a Store,
+    /// What opens sealed values; none where nothing is sealed.
+    pub(crate) opener: Option<&'a Opener>,
+    pub(crate) registry: &'a Registry,
     pub(crate) statements: &'a ConflictStatements,
     pub(crate) tenant: &'a TenantId,
     pub(crate) sight: Sight,
@@ -201,7 +205,19 @@ impl Conflicts<'_> {
     pub(crate) async fn one(&self, id: &str) -> Result<String, FeedError> {
         let id = Uuid::try_parse(id).map_err(|_| FeedError::parameter("id", "must be a UUID"))?;
         let row = self.row(id).await?.ok_or(ABSENT)?;
-        told_whole(&row)
+        let text = |column| Ok::<_, FeedError>(raw(&row, column)?.get().to_owned());
+        let (mut client, mut server) = (text("client_doc")?, text("server_doc")?);
+        let domain = self.registry.by_name(row.try_get("domain")?);
+        if let Some((opener, domain)) = self.opener.zip(domain) {
+            let record: Uuid = row.try_get("mobile_id")?;
+            let closed = [&mut client, &mut server].map(|json| Closed {
+                domain,
+                subject: record.to_string(),
+                json,
+            });
+            opener.open(self.tenant.as_str(), closed.into()).await?;
+        }
+        told_whole(&row, &client, &server)
     }
 
     /// One as a resolution of it needs it; none that the caller may not see.
@@ -230,15 +246,15 @@ impl Conflicts<'_> {
     }
 }
 
-fn told_whole(row: &Row) -> Result<String, FeedError> {
+fn told_whole(row: &Row, client: &str, server: &str) -> Result<String, FeedError> {
     let mut conflict = conflict(row)?;
     if let Some(resolved) = &mut conflict.resolved {
         resolved.kept = Some(raw(row, "resolved_kept")?);
     }
     let conflict = Conflict {
         record_version: row.try_get("record_version")?,
-        client_doc: Some(raw(row, "client_doc")?),
-        server_doc: Some(raw(row, "server_doc")?),
+        client_doc: Some(serde_json::from_str(client).map_err(|error| unreadable(&error))?),
+        server_doc: Some(serde_json::from_str(server).map_err(|error| unreadable(&error))?),
         kept: Some(raw(row, "kept")?),
         ..conflict
     };

@@ -51,6 +51,9 @@ pub enum FeedError {
     /// More is read than this gateway can serve, or more by this tenant than its share.
     #[error("too many reads come in at once")]
     TooMuch(Refusal),
+    /// Something is under a key that has not been brought from the log yet.
+    #[error("what was asked for cannot be opened yet: a key is still on its way")]
+    KeyUnknown,
     /// Postgres is away, or too busy to be asked.
     #[error("the database cannot be reached")]
     Unavailable,
@@ -69,7 +72,7 @@ impl FeedError {
             }
             FeedError::TooMuch(refusal) => refusal.problem().status(),
             FeedError::Unfinished => StatusCode::CONFLICT,
-            FeedError::NotApplied(_) | FeedError::Ahead | FeedError::Unavailable => {
+            FeedError::NotApplied(_) | FeedError::Ahead | FeedError::Unavailable | FeedError::KeyUnknown => {
                 StatusCode::SERVICE_UNAVAILABLE
             }
             FeedError::Statement => StatusCode::INTERNAL_SERVER_ERROR,
@@ -109,7 +112,7 @@ impl FeedError {
             .detail(detail)
             .retry_after(RETRY_AFTER),
             FeedError::TooMuch(refusal) => refusal.problem(),
-            FeedError::Unavailable => Problem::unavailable(detail, RETRY_AFTER),
+            FeedError::Unavailable | FeedError::KeyUnknown => Problem::unavailable(detail, RETRY_AFTER),
             FeedError::Statement => Problem::internal(),
         }
     }
@@ -178,6 +181,7 @@ mod tests {
     fn what_passes_is_retryable_and_says_when() {
         for error in [
             FeedError::Unavailable,
+            FeedError::KeyUnknown,
             FeedError::NotApplied(Duration::from_secs(2)),
             FeedError::Ahead,
             FeedError::TooMuch(Refusal {

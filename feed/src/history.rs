@@ -11,6 +11,7 @@ use tokio_postgres::Row;
 use uuid::Uuid;
 
 use crate::error::FeedError;
+use crate::opening::Closed;
 use crate::page::instant;
 use crate::query::Query;
 use crate::reading::Reading;
@@ -102,13 +103,15 @@ pub(crate) async fn page(
     }
     let next = next_place(&found, limit);
     let told = &found[..found.len().min(limit)];
+    let befores = befores(reading, &id.to_string(), told).await?;
     let page = Page {
         mobile_id: id,
         // A row that no item made says that its parent is seen by others now, which is no version.
         items: told
             .iter()
+            .zip(&befores)
             .rev()
-            .filter_map(|found| entry(found).transpose())
+            .filter_map(|(found, before)| entry(found, before).transpose())
             .collect::<Result<_, _>>()?,
         has_more: next.is_some(),
         cursor: next.map(|place| token::seal(&context, &place)),
@@ -140,13 +143,30 @@ fn next_place(found: &[Found], limit: usize) -> Option<Place> {
     })
 }
 
-fn entry(found: &Found) -> Result<Option<Entry<'_>>, FeedError> {
+/// What each row says was there before, opened.
+async fn befores(reading: &Reading<'_>, id: &str, told: &[Found]) -> Result<Vec<String>, FeedError> {
+    let text = |found: &Found| -> Result<String, FeedError> {
+        let before: Option<&str> = found.row.try_get("before")?;
+        Ok(before.unwrap_or("{}").to_owned())
+    };
+    let mut befores = told.iter().map(text).collect::<Result<Vec<_>, _>>()?;
+    if let Some(opener) = reading.opener {
+        let closed = befores.iter_mut().map(|json| Closed {
+            domain: &reading.from.domain,
+            subject: id.to_owned(),
+            json,
+        });
+        opener.open(reading.tenant, closed.collect()).await?;
+    }
+    Ok(befores)
+}
+
+fn entry<'a>(found: &'a Found, before: &'a str) -> Result<Option<Entry<'a>>, FeedError> {
     let row = &found.row;
     let operation: &str = row.try_get("operation")?;
     if operation == "audience" {
         return Ok(None);
     }
-    let before: Option<&str> = row.try_get("before")?;
     let mut fields: Vec<&str> = row.try_get("fields")?;
     fields.sort_unstable();
     Ok(Some(Entry {
@@ -156,7 +176,7 @@ fn entry(found: &Found) -> Result<Option<Entry<'_>>, FeedError> {
         user: row.try_get("user_id")?,
         device: row.try_get("device_id")?,
         fields,
-        before: serde_json::from_str(before.unwrap_or("{}")).map_err(|error| unreadable(&error))?,
+        before: serde_json::from_str(before).map_err(|error| unreadable(&error))?,
         changed_at: instant(row.try_get("changed_at")?),
         client_timestamp: instant(row.try_get("item_time")?),
         batch_id: row.try_get("batch_id")?,

@@ -10,6 +10,7 @@
 //! - `history` and `conflicts`: what became of a record, and of the items that were behind theirs
 //! - [`OutcomeStore`]: what became of a batch's items, for `receipts` and for the gateway's write side
 //! - [`positions`]: how far the projection has come, for whoever waits for it, as `wait` does
+//! - [`opening`]: sealed values opened, on their way out
 //! - `reading`: whose eyes a read has; `sql`: all statements; `store`: how one is run; [`FeedError`]: what may go wrong
 
 mod changes;
@@ -19,6 +20,7 @@ pub mod cursor;
 mod error;
 mod filter;
 mod history;
+pub mod opening;
 mod outcomes;
 mod page;
 #[cfg(test)]
@@ -37,6 +39,7 @@ mod store;
 mod wait;
 
 pub use error::FeedError;
+pub use opening::{Closed, Opener};
 pub use outcomes::OutcomeStore;
 pub use routes::{Feed, FeedParts, routes};
 pub use store::SESSION_SETTINGS;

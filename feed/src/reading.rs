@@ -12,6 +12,7 @@ use uuid::Uuid;
 
 use crate::error::FeedError;
 use crate::filter::Values;
+use crate::opening::{Closed, Opener};
 use crate::page::{self, Document, Page};
 use crate::sql::Statements;
 use crate::store::{Parameter, Store};
@@ -34,6 +35,8 @@ pub(crate) struct Readable {
 /// One read.
 pub(crate) struct Reading<'a> {
     pub(crate) store: &'a Store,
+    /// What opens sealed values; none where nothing is sealed.
+    pub(crate) opener: Option<&'a Opener>,
     pub(crate) from: &'a Readable,
     pub(crate) tenant: &'a str,
     /// Whose eyes, as the statements take them; `None` sees all of the tenant.
@@ -135,7 +138,11 @@ impl Batch {
     ) -> Result<Batch, FeedError> {
         let id_column = reading.from.domain.id_column();
         let take = |batch: &mut Batch, row: Row| batch.take(row, id_column);
-        reading.store.gather(sql, values, take).await
+        let mut batch = reading.store.gather(sql, values, take).await?;
+        if let Some(opener) = reading.opener {
+            batch.open(reading, opener).await?;
+        }
+        Ok(batch)
     }
 
     fn take(&mut self, row: Row, id_column: &str) -> Result<(), FeedError> {
@@ -148,6 +155,23 @@ impl Batch {
         } else {
             self.rows.push(Found::of(row, id_column)?);
         }
+        Ok(())
+    }
+
+    /// Opens the documents. What the server says of them in front is no part of a document, and never sealed.
+    async fn open(&mut self, reading: &Reading<'_>, opener: &Opener) -> Result<(), FeedError> {
+        let mut closed = Vec::new();
+        for found in &mut self.rows {
+            let subject = found.id()?.to_owned();
+            if let Some(json) = &mut found.entry {
+                closed.push(Closed {
+                    domain: &reading.from.domain,
+                    subject,
+                    json,
+                });
+            }
+        }
+        opener.open(reading.tenant, closed).await?;
         Ok(())
     }
 

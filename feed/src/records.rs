@@ -4,6 +4,7 @@
 use uuid::Uuid;
 
 use crate::error::FeedError;
+use crate::opening::Closed;
 use crate::page::Document;
 use crate::reading::Reading;
 
@@ -39,5 +40,14 @@ pub(crate) async fn find(reading: &Reading<'_>, spellings: &[String]) -> Result<
         synced_at: row.try_get(2)?,
         doc: row.try_get(3)?,
     };
-    Ok(document.to_json(domain.id_column()))
+    let mut json = document.to_json(domain.id_column());
+    if let Some(opener) = reading.opener {
+        let closed = Closed {
+            domain,
+            subject: document.id.to_owned(),
+            json: &mut json,
+        };
+        opener.open(reading.tenant, vec![closed]).await?;
+    }
+    Ok(json)
 }

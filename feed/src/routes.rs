@@ -14,6 +14,7 @@ use tidelog_events::domain::Registry;
 use tidelog_events::ids::{Role, TenantId, UserId};
 use tidelog_events::position::Positions;
 use tidelog_events::resolution::{ConflictsUnavailable, FindConflict, KnownConflict};
+use tidelog_events::seal::SealSecret;
 use tidelog_events::topic_name;
 use tidelog_http::auth::{Auth, Caller};
 use tidelog_http::prefer::{self, PREFERENCE_APPLIED, Wait};
@@ -26,6 +27,7 @@ use warp::{Filter, Reply};
 
 use crate::conflicts::{Asked, Conflicts};
 use crate::error::FeedError;
+use crate::opening::Opener;
 use crate::outcomes::OutcomeStore;
 use crate::query::Query;
 use crate::reading::{Readable, Reading, Sight};
@@ -51,6 +53,8 @@ pub struct FeedParts {
     pub positions: watch::Receiver<Arc<Positions>>,
     /// The deployment's topic prefix; empty for none.
     pub topic_prefix: String,
+    /// What personal values are sealed with; none where they are not.
+    pub secret: Option<Arc<SealSecret>>,
 }
 
 /// The read side.
@@ -58,6 +62,7 @@ pub struct Feed {
     domains: HashMap<String, Readable>,
     registry: Arc<Registry>,
     store: Store,
+    opener: Option<Opener>,
     outcomes: OutcomeStore,
     conflicts: ConflictStatements,
     positions: watch::Receiver<Arc<Positions>>,
@@ -88,6 +93,7 @@ impl Feed {
             outcomes: OutcomeStore::new(parts.pool.clone(), &parts.registry),
             conflicts: ConflictStatements::of(parts.registry.iter().map(AsRef::as_ref)),
             turns: turns(&parts.pool),
+            opener: parts.secret.map(|secret| Opener::new(secret, parts.pool.clone())),
             store: Store::new(parts.pool),
             registry: parts.registry,
             positions: parts.positions,
@@ -104,6 +110,7 @@ impl Feed {
         let (tenant, reader) = (caller.tenant.as_str(), from.reader(caller));
         Reading {
             store: &self.store,
+            opener: self.opener.as_ref(),
             from,
             tenant,
             reader,
@@ -192,6 +199,8 @@ impl Feed {
     fn conflicts<'a>(&'a self, caller: &'a Caller) -> Conflicts<'a> {
         Conflicts {
             store: &self.store,
+            opener: self.opener.as_ref(),
+            registry: &self.registry,
             statements: &self.conflicts,
             tenant: &caller.tenant,
             sight: Sight::of(caller, self.domains.values()),

@@ -55,6 +55,9 @@ pub enum IngestError {
     /// The gateway has not read yet what tenants have set.
     #[error("the gateway is starting: it has not read the settings of tenants from the log yet")]
     SettingsUnread,
+    /// The gateway could not hear of destroyed keys yet.
+    #[error("the gateway is starting: it does not follow the topic of keys yet")]
+    SealsUnready,
     /// A defect of the service.
     #[error("the batch could not be taken")]
     Internal,
@@ -78,7 +81,8 @@ impl IngestError {
             IngestError::KeysUnreadable
             | IngestError::QueueFull
             | IngestError::Undelivered
-            | IngestError::SettingsUnread => StatusCode::SERVICE_UNAVAILABLE,
+            | IngestError::SettingsUnread
+            | IngestError::SealsUnready => StatusCode::SERVICE_UNAVAILABLE,
             IngestError::Internal => StatusCode::INTERNAL_SERVER_ERROR,
         }
     }
@@ -88,7 +92,10 @@ impl IngestError {
         match self {
             IngestError::InFlight { retry_after } => Some(*retry_after),
             IngestError::TooMuch(refusal) => Some(refusal.retry_after),
-            IngestError::KeysUnreadable | IngestError::QueueFull | IngestError::SettingsUnread => Some(1),
+            IngestError::KeysUnreadable
+            | IngestError::QueueFull
+            | IngestError::SettingsUnread
+            | IngestError::SealsUnready => Some(1),
             IngestError::Undelivered => Some(2),
             _ => None,
         }
@@ -127,7 +134,8 @@ impl From<IngestError> for Problem {
             IngestError::KeysUnreadable
             | IngestError::QueueFull
             | IngestError::Undelivered
-            | IngestError::SettingsUnread => Problem::unavailable(detail, retry_after),
+            | IngestError::SettingsUnread
+            | IngestError::SealsUnready => Problem::unavailable(detail, retry_after),
             IngestError::Internal => Problem::internal(),
         }
     }
@@ -166,6 +174,7 @@ mod tests {
             (too_much(false).into(), 503, Some(2)),
             (too_much(true).into(), 429, Some(2)),
             (IngestError::QueueFull, 503, Some(1)),
+            (IngestError::SealsUnready, 503, Some(1)),
             (IngestError::Undelivered, 503, Some(2)),
             (IngestError::Internal, 500, None),
         ] {

@@ -8,7 +8,7 @@ use chrono::{DateTime, Utc};
 use std::sync::Arc;
 use std::time::Duration;
 use tidelog_events::batch::{Batch, BatchError, BatchId, Endpoint, Fingerprint};
-use tidelog_events::domain::Domain;
+use tidelog_events::domain::{Domain, Registry};
 use tidelog_events::drill;
 use tidelog_events::ids::{DeviceId, TenantId, UserId};
 use tidelog_events::item::Entry;
@@ -88,6 +88,15 @@ pub(crate) enum Items<'a> {
 }
 
 impl Items<'_> {
+    /// Whether they may hold what is personal, by their domains.
+    pub(crate) fn has_personal(&self, registry: &Registry) -> bool {
+        match self {
+            Items::Of(domain, _) => domain.has_personal(),
+            Items::Mixed(_) => registry.iter().any(|domain| domain.has_personal()),
+            Items::Decision(contested, _) => contested.domain.has_personal(),
+        }
+    }
+
     /// How many.
     pub(crate) fn count(&self) -> usize {
         match self {
@@ -238,7 +247,6 @@ fn device(batch: &Envelope, caller: &Caller) -> Result<DeviceId, IngestError> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use tidelog_events::domain::Registry;
     use tidelog_events::ids::Role;
 
     fn post(device: Option<&str>, key: Option<&str>, body: &str) -> Post {

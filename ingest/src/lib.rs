@@ -10,6 +10,7 @@
 //! - `claim`: who may append under a key, in one statement
 //! - `resolution`: the decision of a conflict, which is posted and appended like a batch of one
 //! - `judge`: items taken and refused, and the time of each, corrected for the device's clock
+//! - [`seals`]: what is personal in them, sealed, where the deployment has a secret for that
 //! - `append`: items as events, to the [`producer`], whose reports one `delivery` a batch counts
 //! - `record`: what the gateway keeps of a batch; `backlog` keeps it while Postgres is away
 //! - `answer`: waits for the projection, composes the final answer, stores its bytes
@@ -41,6 +42,7 @@ pub mod producer;
 mod record;
 mod resolution;
 pub mod routes;
+pub mod seals;
 pub mod service;
 pub mod settings;
 mod terms;

@@ -8,11 +8,12 @@ use crate::append;
 use crate::claim::{Claim, Claiming, Stored};
 use crate::config::IngestConfig;
 use crate::error::IngestError;
-use crate::incoming::{Identity, Incoming};
+use crate::incoming::{Identity, Incoming, Items};
 use crate::judge::{Clock, judge};
 use crate::ledger::Ledger;
 use crate::producer::{Producer, Sending};
 use crate::record::{Record, Standing};
+use crate::seals::{Seals, close};
 use crate::terms::Terms;
 use chrono::{DateTime, SubsecRound, Utc};
 use deadpool_postgres::Pool;
@@ -25,6 +26,7 @@ use tidelog_events::envelope::Stamp;
 use tidelog_events::outcome::FindOutcomes;
 use tidelog_events::position::{Appended, Positions};
 use tidelog_events::receipt::Receipt;
+use tidelog_events::seal::DataKey;
 use tidelog_events::settings::Settings;
 use tidelog_http::Shares;
 use tokio::runtime::{Handle, RuntimeFlavor};
@@ -51,6 +53,8 @@ pub struct IngestParts<F> {
     pub positions: watch::Receiver<Arc<Positions>>,
     /// What became of items.
     pub outcomes: F,
+    /// What seals personal values; none where the deployment has no secret for that.
+    pub seals: Option<Arc<Seals>>,
     /// What tenants have set, from [`follow`](crate::settings::follow()).
     pub settings: watch::Receiver<Arc<Settings>>,
     /// Settings.
@@ -64,6 +68,7 @@ pub struct Ingest<F> {
     pub(crate) ledger: Arc<Ledger>,
     pub(crate) answers: Answers<F>,
     topic_prefix: String,
+    seals: Option<Arc<Seals>>,
     settings: watch::Receiver<Arc<Settings>>,
     key_ttl: Duration,
     admission: Admission,
@@ -96,6 +101,7 @@ impl<F: FindOutcomes> Ingest<F> {
             producer,
             positions,
             outcomes,
+            seals,
             settings,
             config,
         } = parts;
@@ -113,6 +119,7 @@ impl<F: FindOutcomes> Ingest<F> {
             registry,
             ledger,
             topic_prefix: config.topic_prefix,
+            seals,
             settings,
             key_ttl: config.key_ttl,
             admission: Admission::new(config.in_flight_bytes),
@@ -224,7 +231,18 @@ impl<F: FindOutcomes> Ingest<F> {
         clock: &Clock,
         terms: &Terms,
     ) -> Result<Logged, IngestError> {
-        let handed_over = heavy(post.body.len(), || self.hand_over(post, incoming, clock, terms));
+        let key = match &self.seals {
+            Some(seals) if incoming.items.has_personal(&self.registry) => {
+                let Identity { tenant, user, .. } = &incoming.identity;
+                let key = seals.key(tenant, user).await?;
+                drill::reached("ingest.keyed");
+                Some(key)
+            }
+            _ => None,
+        };
+        let handed_over = heavy(post.body.len(), || {
+            self.hand_over(post, incoming, clock, terms, key.as_deref())
+        });
         let (refused, sending) = handed_over?;
         drill::reached("ingest.handed_over");
         let appended = match sending {
@@ -248,12 +266,18 @@ impl<F: FindOutcomes> Ingest<F> {
         incoming: &Incoming<'_>,
         clock: &Clock,
         terms: &Terms,
+        key: Option<&DataKey>,
     ) -> Result<(Vec<RefusedItem>, Option<Sending<'_>>), IngestError> {
-        let judged = judge(&self.registry, incoming, clock, terms);
+        let mut judged = judge(&self.registry, incoming, clock, terms);
+        let identity = &incoming.identity;
+        if let Some((seals, key)) = self.seals.as_ref().zip(key) {
+            let tagger = seals.secret.tagger(identity.tenant.as_str());
+            let mixed = matches!(incoming.items, Items::Mixed(_));
+            close(&mut judged, &identity.tenant, &tagger, key, mixed);
+        }
         if judged.accepted.is_empty() {
             return Ok((judged.refused, None));
         }
-        let identity = &incoming.identity;
         let device_type = terms.settings.device_type(incoming.device_type.as_deref());
         let stamp = Stamp::new(
             identity.tenant.clone(),

@@ -12,6 +12,7 @@ use tidelog_events::item::{Operation, item_key, record_key};
 use tidelog_events::json::{hash_content, hash_simple_content};
 use tidelog_events::position::Place;
 use tidelog_events::resolution::Resolution;
+use tidelog_events::seal;
 use uuid::Uuid;
 
 /// The member that says when the device did it, where an item of a domain's own batch says so.
@@ -116,7 +117,7 @@ impl Arrived {
         };
         let resolution = resolves.then(|| Resolution::read(&item)).transpose();
         let resolution = resolution.map_err(Unreadable::Resolution)?;
-        let content = content_of(&event, value.unwrap_or_default(), &item);
+        let content = content_of(&event, &domain, value.unwrap_or_default(), &item);
         // From here on it is an item like any other: its document has its time, and not that of an earlier change.
         if let Some(time) = &event.client_time {
             item.insert(CLIENT_TIMESTAMP.into(), time.as_str().into());
@@ -186,8 +187,9 @@ impl Arrived {
     }
 }
 
-/// Record, operation, user, base and the item's canonical form.
-fn content_of(event: &Event, raw: &[u8], item: &Doc) -> Uuid {
+/// Record, operation, user, base and the item's canonical form, in which a sealed value counts as what it holds: under
+/// another key it is the same item.
+fn content_of(event: &Event, domain: &Domain, raw: &[u8], item: &Doc) -> Uuid {
     let mut hash = Sha256::new();
     for part in [
         event.tenant.as_str(),
@@ -205,9 +207,14 @@ fn content_of(event: &Event, raw: &[u8], item: &Doc) -> Uuid {
         hash.update((time.len() as u64).to_be_bytes());
         hash.update(time.as_bytes());
     }
-    let simple = std::str::from_utf8(raw).is_ok_and(|raw| hash_simple_content(&mut hash, raw));
-    if !simple {
-        hash_content(&mut hash, item);
+    match seal::content(domain, raw, item) {
+        Some(item) => hash_content(&mut hash, &item),
+        None => {
+            let simple = std::str::from_utf8(raw).is_ok_and(|raw| hash_simple_content(&mut hash, raw));
+            if !simple {
+                hash_content(&mut hash, item);
+            }
+        }
     }
     let digest = hash.finalize();
     let mut bytes = [0; 16];

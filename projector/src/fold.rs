@@ -2,11 +2,12 @@
 //! log's, the policy is the event's. Which rules it follows is DOMAINS ("What every sync item carries", "Settled
 //! questions"); how states are stored and batched is not its business, so any batching gives the same.
 
-use crate::document::{Touched, judge, patch_of, touched, write_defaults};
+use crate::document::{Touched, judge, touched, write_defaults};
 use crate::event::Arrived;
 use crate::merge::Kept;
 use crate::policy::{Attempt, Side, Verdict, decide, standing};
 use crate::resolve::{Resolved, resolve};
+use crate::seals::{patch_against, unified};
 use crate::state::{Doc, Record, State};
 use serde_json::Value;
 use std::sync::Arc;
@@ -131,7 +132,7 @@ fn fold_telemetry(record: &Record, arrived: &Arrived, replace: bool) -> Folded {
             })
         }
         state => {
-            let mut doc = patch_of(&arrived.domain, &arrived.item);
+            let mut doc = patch_against(arrived, state.as_ref(), &[]);
             write_defaults(&arrived.domain, &mut doc);
             apply(state.as_ref(), None, arrived, doc, false)
         }
@@ -157,7 +158,7 @@ fn fold_entity(record: &Record, parent: ParentOf<'_>, arrived: &Arrived) -> Fold
     }
     let old = state.filter(|state| !state.deleted);
     let mut doc = old.map(|state| state.doc.clone()).unwrap_or_default();
-    merge_patch(&mut doc, patch_of(&arrived.domain, &arrived.item));
+    merge_patch(&mut doc, patch_against(arrived, old, &[]));
     if old.is_none() {
         write_defaults(&arrived.domain, &mut doc);
         number(arrived, &mut doc);
@@ -198,8 +199,9 @@ fn may_write(state: Option<&State>, parent: ParentOf<'_>, arrived: &Arrived) -> 
 /// item's outcome. Otherwise the attempt is kept, whoever won.
 fn conflict(record: &Record, state: &State, parent: ParentOf<'_>, arrived: &Arrived) -> Folded {
     let event = &arrived.event;
-    let since = record.past.changes_after(event.base);
-    let patch = patch_of(&arrived.domain, &arrived.item);
+    let changes = unified(&arrived.domain, state, record.past.changes_after(event.base));
+    let since = &*changes;
+    let patch = patch_against(arrived, Some(state), since);
     let attempt = Attempt {
         base: event.base,
         deletes: event.operation == Operation::Delete,

@@ -3,6 +3,7 @@
 //!
 //! - [`fold`], [`document`], [`state`], [`event`]: the meaning of an event, pure
 //! - [`policy`], [`merge`], [`resolve`]: how a conflict is decided, by its policy or by a person, pure
+//! - `seals`: sealed values made comparable, pure
 //! - [`chunk`]: a stretch of the log folded in memory
 //! - [`hits`]: items that came again, counted
 //! - `load`, `kept`, `write`, `session`, `sheet`: the store
@@ -10,6 +11,7 @@
 //!   is made ready
 //! - `consumer`, `backlog`, `ownership`: which partitions are whose, and where they stand
 //! - `notify`, `dead`: wake-ups for readers, and what could not be read
+//! - [`keys`]: keys of sealed values, from their topic into their table
 //! - [`log`], [`shadow`], `bulk`: a topic's log read outside the group, and folded again beside the live tables
 
 mod backlog;
@@ -24,6 +26,7 @@ mod flight;
 pub mod fold;
 pub mod hits;
 mod kept;
+pub mod keys;
 mod lane;
 mod load;
 pub mod log;
@@ -34,6 +37,7 @@ pub mod policy;
 mod reading;
 pub mod resolve;
 mod retry;
+mod seals;
 mod session;
 pub mod shadow;
 mod sheet;

@@ -6,6 +6,7 @@ use crate::event::Arrived;
 use crate::fold::{Folded, ParentOf, Step, refused, step};
 use crate::merge::Kept;
 use crate::policy::{Attempt, Decision, Side, Verdict, decide, standing};
+use crate::seals::{adopted, unified};
 use crate::state::{Doc, KeptAttempt, Record, Standing, State};
 use tidelog_events::domain::Policy;
 use tidelog_events::error::{ErrorCode, ItemError};
@@ -88,8 +89,8 @@ pub(crate) fn resolve(
         Verdict::Stay => None,
         Verdict::Delete => Some(step(Some(state), parent, arrived, Doc::new(), true)),
         Verdict::Replace(doc) => {
-            let since = record.past.changes_after(kept.base);
-            match judge(&arrived.domain, standing(state, since), &doc) {
+            let since = unified(&arrived.domain, state, record.past.changes_after(kept.base));
+            match judge(&arrived.domain, standing(state, &since), &doc) {
                 Ok(()) => Some(step(Some(state), parent, arrived, doc, false)),
                 Err(error) => return refused(error),
             }
@@ -112,10 +113,13 @@ fn decision(
     } else {
         resolution.strategy.policy()
     };
+    let since = unified(&arrived.domain, state, record.past.changes_after(kept.base));
+    let patch = if manual { &resolution.data } else { &kept.patch };
+    let patch = adopted(&arrived.domain, patch.clone(), state, &since);
     let attempt = Attempt {
         base: kept.base,
         deletes: kept.deletes && !manual,
-        patch: if manual { &resolution.data } else { &kept.patch },
+        patch: &patch,
         side: Side {
             user: &kept.user,
             device: &kept.device,
@@ -123,8 +127,7 @@ fn decision(
             time: kept.item_time,
         },
     };
-    let since = record.past.changes_after(kept.base);
-    let decision = decide(&arrived.domain, policy, state, since, &attempt);
+    let decision = decide(&arrived.domain, policy, state, &since, &attempt);
     match manual {
         true => Decision {
             winner: Winner::Merged,

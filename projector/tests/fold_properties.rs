@@ -3,6 +3,7 @@
 
 mod common;
 
+use common::sealed::{Sealer, without_hashes};
 use common::*;
 use proptest::prelude::*;
 use serde_json::{Value, json};
@@ -205,6 +206,41 @@ fn holds(history: &[Sent], sizes: &[usize], cut: usize, repeats: &[prop::sample:
     }
     let repeated = folded(&log, log.events.len(), sizes);
     assert_eq!(repeated, one_by_one, "events repeated later change nothing");
+}
+
+/// Sealed, under whichever keys, a history means what it means in plain.
+fn means_the_same_sealed(history: &[Sent], sizes: &[usize]) {
+    let (mut plain, mut sealed) = (Log::new(), Log::new());
+    sealed.sealer = Some(Sealer::new());
+    for sent in history {
+        plain.append(sent);
+        sealed.append(sent);
+    }
+    let mut expected = without_hashes(folded(&plain, history.len(), sizes));
+    let folded = folded(&sealed, history.len(), sizes);
+    let sealer = sealed.sealer.as_ref().expect("a sealer");
+    let mut found = sealer.opened(&sealed.registry, folded);
+    let hits = |shelf: &mut Shelf| {
+        let mut hits: Vec<_> = std::mem::take(&mut shelf.hits).into_values().collect();
+        hits.sort_by_key(|(.., last, _)| (last.0.0, last.1));
+        hits
+    };
+    assert_eq!(hits(&mut found), hits(&mut expected));
+    assert_eq!(found, expected);
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig { cases: 400, ..ProptestConfig::default() })]
+
+    #[test]
+    fn sealed_tickets_mean_what_they_mean_in_plain(history in history(ticket_item()), sizes in prop::collection::vec(1usize..7, 1..8)) {
+        means_the_same_sealed(&history, &sizes);
+    }
+
+    #[test]
+    fn sealed_tickets_that_wait_for_people_mean_what_they_mean_in_plain(history in history(waiting_item()), sizes in prop::collection::vec(1usize..7, 1..8)) {
+        means_the_same_sealed(&history, &sizes);
+    }
 }
 
 proptest! {

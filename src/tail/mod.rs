@@ -1,9 +1,10 @@
 //! `tidelog tail`: the log as it is written, all topics as one, each event with what became of it. Reads outside the
 //! projectors' group and writes nothing, so it may run as often and as long as anybody likes. `merge` brings the
-//! partitions together, `waiting` finds the outcomes, `filter` says what is shown.
+//! partitions together, `waiting` finds the outcomes, `opening` opens what is sealed, `filter` says what is shown.
 
 mod filter;
 mod merge;
+mod opening;
 mod waiting;
 
 use std::collections::BTreeMap;
@@ -25,7 +26,7 @@ use crate::look::became::Became;
 use crate::look::seen::Seen;
 use crate::moment::moment;
 use crate::output::{self, Output, OutputArgs};
-use crate::settings::{self, DatabaseSettings, DomainSettings, KafkaSettings};
+use crate::settings::{self, DatabaseSettings, DomainSettings, KafkaSettings, SealSettings};
 use crate::shutdown;
 
 pub(crate) use filter::identity;
@@ -80,7 +81,7 @@ pub(crate) struct TailArgs {
     /// How long an event waits for its outcome, like 500ms or 5s
     #[arg(long, value_name = "TIME", default_value = "1s", value_parser = settings::duration)]
     wait: Duration,
-    /// Show the items too
+    /// Show the items too, opened where seal_secret is given
     #[arg(long)]
     payload: bool,
     #[command(flatten)]
@@ -89,6 +90,8 @@ pub(crate) struct TailArgs {
     database: DatabaseSettings,
     #[command(flatten)]
     domains: DomainSettings,
+    #[command(flatten)]
+    seal: SealSettings,
     #[command(flatten)]
     output: OutputArgs,
 }
@@ -193,6 +196,7 @@ async fn print(
     postgres: &mut waiting::Postgres,
 ) -> Result<()> {
     let mut waiting = waiting::Waiting::default();
+    let opener = opening::opener(&args.database, &args.seal)?.filter(|_| args.payload);
     let (mut left, mut ended) = (args.limit.unwrap_or(u64::MAX), None);
     while ended.is_none() || waiting.len() > 0 {
         if ended.is_none() && waiting.len() < WAITING {
@@ -203,8 +207,11 @@ async fn print(
         waiting.ask(postgres).await;
         let mut lines = String::new();
         while left > 0
-            && let Some((seen, became)) = waiting.next(Instant::now())
+            && let Some((mut seen, became)) = waiting.next(Instant::now())
         {
+            if let Some(opener) = &opener {
+                opening::open(opener, &mut seen).await;
+            }
             lines.push_str(&line(args.output.output, &seen, &became)?);
             left -= 1;
         }

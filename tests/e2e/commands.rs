@@ -51,8 +51,8 @@ fn topics_are_made_once_and_never_altered() {
     let created = report["created"].as_array().expect("a list");
     assert_eq!(
         created.len(),
-        10,
-        "eight domains', the dead letters' and the settings': {report}"
+        11,
+        "eight domains', the dead letters', the settings' and the keys': {report}"
     );
     let difference = |report: &serde_json::Value, property: &str| {
         let list = report["differences"].as_array().expect("a list").clone();
@@ -67,7 +67,7 @@ fn topics_are_made_once_and_never_altered() {
     let again: serde_json::Value = serde_json::from_str(&second.stdout).expect("JSON");
     assert_eq!((second.code, &again["created"]), (3, &json!([])), "{again}");
     assert_eq!(again["differences"], report["differences"], "nothing was altered");
-    assert_eq!(again["unchanged"].as_array().map(Vec::len), Some(10), "{again}");
+    assert_eq!(again["unchanged"].as_array().map(Vec::len), Some(11), "{again}");
 }
 
 fn make_topic(deployment: &Deployment, topic: &str, partitions: i32) {
@@ -278,6 +278,7 @@ fn every_command_has_help_with_an_example() {
         "verify",
         "replay",
         "rebuild",
+        "erase",
         "audit",
         "dead-letters",
         "export",

@@ -10,6 +10,7 @@ mod checksums;
 mod commands;
 mod conflicts;
 mod dead_letters;
+mod erasing;
 mod exporting;
 mod idempotency;
 mod item_keys;

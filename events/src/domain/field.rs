@@ -84,6 +84,8 @@ pub struct Field {
     pub required: bool,
     /// Given by the server; what a device sends for it is passed over.
     pub read_only: bool,
+    /// Somebody's own words: sealed where a deployment has a secret for that.
+    pub personal: bool,
     /// Stored as a typed column too.
     pub column: bool,
     /// What a new record gets where the device says nothing.
@@ -283,6 +285,7 @@ mod tests {
             kind,
             required: false,
             read_only: false,
+            personal: false,
             column: false,
             default: None,
         }

@@ -3,6 +3,7 @@
 //! checked after. Knows nothing of other domains: what two definitions must not share is the registry's.
 
 use super::field::{Case, Field, FieldType};
+use super::personal::not_sealable;
 use super::visibility::{Scope, Visibility, Who};
 use super::{Domain, Filter, IdentityPart, Kind, Numbering, Order, Parent, Policy, StateMachine};
 use crate::ids::Role;
@@ -147,6 +148,8 @@ struct FileField {
     #[serde(default)]
     read_only: bool,
     #[serde(default)]
+    personal: bool,
+    #[serde(default)]
     column: bool,
     default: Option<Spanned<toml::Value>>,
 }
@@ -198,7 +201,19 @@ pub fn parse(text: &str) -> Result<Domain, Vec<Defect>> {
         text,
         defects: Vec::new(),
     };
+    let personal: Vec<Spanned<String>> = file
+        .fields
+        .0
+        .iter()
+        .filter(|(_, field)| field.personal)
+        .map(|(name, _)| name.clone())
+        .collect();
     let domain = check.domain(file);
+    for (field, why) in not_sealable(&domain) {
+        if let Some(name) = personal.iter().find(|name| name.get_ref() == field) {
+            check.defect(name, why);
+        }
+    }
     if check.defects.is_empty() {
         Ok(domain)
     } else {
@@ -411,6 +426,7 @@ impl Check<'_> {
             kind,
             required: file.required,
             read_only: file.read_only,
+            personal: file.personal,
             column: file.column,
             default: None,
         };

@@ -5,6 +5,7 @@
 mod ddl;
 mod field;
 mod file;
+mod personal;
 mod registry;
 mod visibility;
 
@@ -14,6 +15,7 @@ pub use file::{Defect, parse};
 pub use registry::{Registry, RegistryError};
 pub use visibility::{Audience, Reader, Visibility};
 
+use file::ENVELOPE_FIELDS;
 use serde_json::Value;
 use std::collections::BTreeMap;
 
@@ -206,6 +208,20 @@ impl Domain {
     /// The field of that name.
     pub fn field(&self, name: &str) -> Option<&Field> {
         self.fields.iter().find(|field| field.name == name)
+    }
+
+    /// Whether it has fields that hold somebody's own words.
+    pub fn has_personal(&self) -> bool {
+        self.fields.iter().any(|field| field.personal)
+    }
+
+    /// Whether a member of an item is somebody's own words: a field that says so, and in a domain that has such fields also
+    /// every member that the definition does not know.
+    pub fn is_personal(&self, name: &str) -> bool {
+        match self.field(name) {
+            Some(field) => field.personal,
+            None => self.has_personal() && !ENVELOPE_FIELDS.contains(&name),
+        }
     }
 
     /// Whether records have states and versions.

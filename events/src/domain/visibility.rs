@@ -35,6 +35,14 @@ pub struct Scope {
     pub write: Vec<Who>,
 }
 
+impl Scope {
+    /// Whether the users listed in that field are among them.
+    pub(super) fn lists(&self, name: &str) -> bool {
+        let named = |who: &Who| matches!(who, Who::Listed(field) if field == name);
+        self.read.iter().chain(&self.write).any(named)
+    }
+}
+
 /// A group named by a definition.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Who {

@@ -96,6 +96,7 @@ pub async fn stage_in(url: &str, schema: &str, fresh: bool) -> Stage {
     let (positions, work) = positions::watch(watched);
     tokio::spawn(work);
     let parts = FeedParts {
+        secret: None,
         registry: registry.clone(),
         pool: pool.clone(),
         positions: positions.clone(),

@@ -123,6 +123,7 @@ pub(crate) async fn fixture_of(
     let told = Told::default();
     let (positions, watched) = watch::channel(Arc::new(Positions::default()));
     let ingest = Ingest::new(IngestParts {
+        seals: None,
         registry: Arc::new(Registry::shipped()),
         pool,
         producer: producer.clone(),

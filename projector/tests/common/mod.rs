@@ -3,6 +3,7 @@
 
 #![allow(dead_code, unreachable_pub)] // each test file uses its part
 
+pub mod sealed;
 pub mod tale;
 
 use chrono::{DateTime, Duration, Utc};
@@ -201,6 +202,8 @@ impl Feed {
 pub struct Log {
     pub registry: Registry,
     pub events: Vec<Arc<Arrived>>,
+    /// Seals what is appended.
+    pub sealer: Option<sealed::Sealer>,
 }
 
 impl Log {
@@ -208,6 +211,7 @@ impl Log {
         Log {
             registry: Registry::shipped(),
             events: Vec::new(),
+            sealer: None,
         }
     }
 
@@ -236,7 +240,10 @@ impl Log {
             sent.policy,
             None,
         );
-        let value = sent.item.to_string();
+        let value = match &mut self.sealer {
+            Some(sealer) => sealer.close(&self.registry, sent, offset as u64 % 2),
+            None => sent.item.to_string(),
+        };
         let place = Place { partition: 0, offset };
         let headers = headers
             .iter()

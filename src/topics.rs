@@ -35,7 +35,8 @@ const EXIT_DIFFERS: u8 = 3;
 #[derive(Args, Clone, Debug)]
 #[command(
     long_about = "Makes the topics that are missing: one a domain and one for dead letters, kept for ever, with the \
-                  broker's time; and two compacted ones, for tenants' settings and for the keys of sealed values. Reports where existing ones differ; alters nothing.",
+                  broker's time; and two compacted ones, for tenants' settings and for the keys of sealed values. Writes down how many partitions each topic has when \
+                  it is made: gateways keep to that number. Reports where existing ones differ; alters nothing.",
     after_help = "Examples:\n  tidelog topics --partitions 12\n  tidelog topics --check --output json\n\nExit codes:\n  \
                   0  every topic is as it should be\n  \
                   1  failed, for example because Kafka is away\n  \

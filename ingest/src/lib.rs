@@ -36,6 +36,7 @@ mod expiry;
 mod incoming;
 mod judge;
 mod ledger;
+mod listener;
 pub mod lookup;
 mod pace;
 pub mod producer;

@@ -40,13 +40,8 @@ pub async fn follow(
 }
 
 async fn read(log: &Log, database: &Config) -> Result<(), ProjectorError> {
-    let bounds = log.bounds().await?;
-    let whole = bounds
-        .iter()
-        .map(|(&partition, range)| (partition, (range.start, None)))
-        .collect();
     let mut session = Session::connect(database).await?;
-    let mut parcels = log.read(&whole);
+    let mut parcels = log.read_all(true).await?;
     while let Some(parcel) = parcels.recv().await {
         store(&mut session, &parcel?).await?;
     }

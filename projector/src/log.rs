@@ -116,6 +116,19 @@ impl Log {
         .await
     }
 
+    /// Reads all that there is now, of every partition; and what comes afterwards if `follow`. As [`read`](Self::read) does.
+    pub async fn read_all(
+        &self,
+        follow: bool,
+    ) -> Result<mpsc::Receiver<Result<Parcel, ProjectorError>>, ProjectorError> {
+        let bounds = self.bounds().await?;
+        let ranges = bounds
+            .into_iter()
+            .map(|(partition, bounds)| (partition, (bounds.start, (!follow).then_some(bounds.end))))
+            .collect();
+        Ok(self.read(&ranges))
+    }
+
     /// Reads ranges of partitions, to their ends; one without an end is followed for ever. The channel closes when all is
     /// read, or after an error; dropping it ends the reading. While Kafka is away it waits for it.
     pub fn read(

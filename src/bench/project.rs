@@ -158,7 +158,8 @@ async fn follow(
     }
 }
 
-async fn applied(client: &Client, topic: &str) -> Result<i64> {
+/// How many records of a topic are projected.
+pub(super) async fn applied(client: &Client, topic: &str) -> Result<i64> {
     let sql = "SELECT coalesce(sum(next_offset), 0)::bigint FROM positions WHERE topic = $1";
     Ok(client
         .query_one(sql, &[&topic])

@@ -16,6 +16,7 @@ use tokio_postgres::Client;
 use super::Size;
 use super::ground::{Ground, Site};
 use super::phone::{Posting, Wait, post_all};
+use super::project::applied;
 use super::report::{Aim, Beside, Figure, Report};
 use super::stats::median;
 use super::tickets::{BATCH, TOPIC, Tickets};
@@ -84,21 +85,17 @@ async fn fill(site: &Site<'_>, stages: [Vec<Posting>; 2], events: usize) -> Resu
     let count = || done.load(Ordering::Relaxed) * BATCH as u64;
     during("(f) filling the topic", events as u64, count, posting).await?;
     let client = site.connect().await?;
-    let sql = "SELECT coalesce(sum(next_offset), 0)::bigint FROM positions WHERE topic = $1";
-    let applied = async {
+    let topic = site.topic(TOPIC);
+    let done = async {
         loop {
             projector.alive()?;
-            let row = client
-                .query_one(sql, &[&site.topic(TOPIC)])
-                .await
-                .map_err(plain)?;
-            if row.get::<_, i64>(0) >= events as i64 {
+            if applied(&client, &topic).await? >= events as i64 {
                 return anyhow::Ok(());
             }
             tokio::time::sleep(std::time::Duration::from_millis(100)).await;
         }
     };
-    during("(f) waiting until it is projected", 0, || 0, applied).await?;
+    during("(f) waiting until it is projected", 0, || 0, done).await?;
     projector.stop().await
 }
 

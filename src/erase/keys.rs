@@ -63,12 +63,7 @@ async fn in_log(kafka: &KafkaSettings, tenant: &TenantId, user: &UserId) -> Resu
     }
     let log = Log::new(&kafka.kafka_brokers, &topic);
     let cannot = || format!("the topic {topic} cannot be read");
-    let bounds = log.bounds().await.with_context(cannot)?;
-    let whole = bounds
-        .into_iter()
-        .map(|(partition, range)| (partition, (range.start, Some(range.end))))
-        .collect();
-    let mut parcels = log.read(&whole);
+    let mut parcels = log.read_all(false).await.with_context(cannot)?;
     while let Some(parcel) = parcels.recv().await {
         for message in parcel.with_context(cannot)?.records {
             let read = record::read(message.key().unwrap_or_default(), message.payload());

@@ -32,12 +32,7 @@ pub(super) async fn count(
         }
         let log = Log::new(&kafka.kafka_brokers, &topic);
         let cannot = || format!("the topic {topic} cannot be read");
-        let bounds = log.bounds().await.with_context(cannot)?;
-        let whole = bounds
-            .into_iter()
-            .map(|(partition, range)| (partition, (range.start, Some(range.end))))
-            .collect();
-        let mut parcels = log.read(&whole);
+        let mut parcels = log.read_all(false).await.with_context(cannot)?;
         while let Some(parcel) = parcels.recv().await {
             for record in parcel.with_context(cannot)?.records {
                 if let Some(domain) = plain(&record, registry, tenant, user) {

@@ -3,10 +3,8 @@
 //! listens. With Kafka away nothing is appended either.
 
 use super::Seals;
-use rdkafka::client::ClientContext;
-use rdkafka::config::{ClientConfig, RDKafkaLogLevel};
-use rdkafka::consumer::{Consumer, ConsumerContext, StreamConsumer};
-use rdkafka::error::KafkaError;
+use crate::listener::{self, Quiet};
+use rdkafka::consumer::{Consumer, StreamConsumer};
 use rdkafka::message::Message;
 use rdkafka::{Offset, TopicPartitionList};
 use std::sync::Arc;
@@ -14,13 +12,9 @@ use std::time::Duration;
 use tidelog_events::seal::{KEYS_TOPIC, record};
 use tidelog_events::topic_name;
 use tokio::sync::watch;
-use uuid::Uuid;
 
 /// Between two attempts to listen.
 const PAUSE: Duration = Duration::from_secs(1);
-
-/// Between two looks whether the consumer still reaches the cluster.
-const LOOK: Duration = Duration::from_secs(2);
 
 /// How long the cluster may take to say where the topic ends.
 const PATIENCE: Duration = Duration::from_secs(5);
@@ -30,41 +24,18 @@ pub async fn follow(seals: Arc<Seals>, brokers: &str, topic_prefix: &str, ready:
     let topic = topic_name(topic_prefix, KEYS_TOPIC);
     let mut next = None;
     loop {
-        match consumer(brokers) {
+        match listener::consumer(brokers, "tidelog-keys", false) {
             Ok(consumer) => {
                 let consumer = Arc::new(consumer);
                 tokio::select! {
                     () = listen(&seals, &consumer, &topic, &mut next, &ready) => {}
-                    () = stay(&consumer, brokers, &topic) => {}
+                    () = listener::stay(&consumer, brokers, &topic) => {}
                 }
             }
             Err(error) => tracing::error!(%error, "destroyed keys cannot be heard of"),
         }
         tokio::time::sleep(PAUSE).await;
     }
-}
-
-async fn stay(consumer: &Arc<StreamConsumer<Quiet>>, brokers: &str, topic: &str) {
-    loop {
-        tokio::time::sleep(LOOK).await;
-        tidelog_kafka::reaches(consumer, |consumer| consumer.client(), brokers, topic).await;
-    }
-}
-
-/// It is in no group and commits nothing: each process hears everything.
-fn consumer(brokers: &str) -> Result<StreamConsumer<Quiet>, KafkaError> {
-    let mut native = ClientConfig::new();
-    native
-        .set("bootstrap.servers", brokers)
-        .set("client.id", "tidelog-keys")
-        // librdkafka wants a name even where no group is joined.
-        .set("group.id", format!("tidelog-keys-{}", Uuid::new_v4().simple()))
-        .set("enable.auto.commit", "false")
-        .set("allow.auto.create.topics", "false")
-        .set("auto.offset.reset", "earliest")
-        .set("reconnect.backoff.max.ms", "1000")
-        .set_log_level(RDKafkaLogLevel::Error);
-    native.create_with_context(Quiet)
 }
 
 /// From `next` on, or from the end where that is none yet.
@@ -125,18 +96,3 @@ async fn end(consumer: &Arc<StreamConsumer<Quiet>>, topic: &str) -> Option<i64> 
         Err(_) => None,
     }
 }
-
-struct Quiet;
-
-impl ClientContext for Quiet {
-    fn log(&self, _: RDKafkaLogLevel, facility: &str, message: &str) {
-        tracing::debug!(target: "librdkafka", facility, "{message}");
-    }
-
-    fn error(&self, error: KafkaError, reason: &str) {
-        // The producer and the health check tell of a Kafka that is away.
-        tracing::debug!(target: "librdkafka", %error, reason, "keys");
-    }
-}
-
-impl ConsumerContext for Quiet {}

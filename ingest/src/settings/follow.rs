@@ -3,10 +3,9 @@
 //! it stays what it was: nothing is appended then either. Knows neither Postgres nor who looks.
 
 use super::{partitions, record};
+use crate::listener::{self, Quiet};
 use chrono::{DateTime, Utc};
-use rdkafka::client::ClientContext;
-use rdkafka::config::{ClientConfig, RDKafkaLogLevel};
-use rdkafka::consumer::{Consumer, ConsumerContext, StreamConsumer};
+use rdkafka::consumer::{Consumer, StreamConsumer};
 use rdkafka::error::KafkaError;
 use rdkafka::message::{BorrowedMessage, Headers, Message};
 use rdkafka::{Offset, TopicPartitionList};
@@ -15,13 +14,9 @@ use std::time::Duration;
 use tidelog_events::settings::{SETTINGS_TOPIC, Settings};
 use tidelog_events::topic_name;
 use tokio::sync::watch;
-use uuid::Uuid;
 
 /// Between two attempts to make a consumer.
 const PAUSE: Duration = Duration::from_secs(1);
-
-/// Between two looks whether the consumer still reaches the cluster.
-const LOOK: Duration = Duration::from_secs(2);
 
 /// Where settings are kept.
 #[derive(Debug, Clone)]
@@ -40,14 +35,15 @@ pub fn follow(config: FollowConfig) -> (watch::Receiver<Arc<Settings>>, impl Fut
 }
 
 async fn keep(config: FollowConfig, publish: watch::Sender<Arc<Settings>>) {
+    let topic = topic_name(&config.topic_prefix, SETTINGS_TOPIC);
     while !publish.is_closed() {
         let read = async {
-            match consumer(&config) {
+            match consumer(&config, &topic) {
                 Ok(consumer) => {
                     let consumer = Arc::new(consumer);
                     tokio::select! {
                         () = read(&consumer, &publish) => {}
-                        () = stay(&consumer, &config) => {}
+                        () = listener::stay(&consumer, &config.brokers, &topic) => {}
                     }
                 }
                 Err(error) => tracing::error!(%error, "settings cannot be read"),
@@ -60,37 +56,11 @@ async fn keep(config: FollowConfig, publish: watch::Sender<Arc<Settings>>) {
     }
 }
 
-/// Looks that the consumer reaches its cluster, for as long as it is polled.
-async fn stay(consumer: &Arc<StreamConsumer<Quiet>>, config: &FollowConfig) {
-    let topic = topic_name(&config.topic_prefix, SETTINGS_TOPIC);
-    loop {
-        tokio::time::sleep(LOOK).await;
-        tidelog_kafka::reaches(consumer, |consumer| consumer.client(), &config.brokers, &topic).await;
-    }
-}
-
-/// A consumer of the whole topic, which has one partition. It is in no group and commits nothing: each process reads
-/// everything.
-fn consumer(config: &FollowConfig) -> Result<StreamConsumer<Quiet>, KafkaError> {
-    let mut native = ClientConfig::new();
-    native
-        .set("bootstrap.servers", &config.brokers)
-        .set("client.id", "tidelog-settings")
-        // librdkafka wants a name even where no group is joined.
-        .set(
-            "group.id",
-            format!("tidelog-settings-{}", Uuid::new_v4().simple()),
-        )
-        .set("enable.auto.commit", "false")
-        .set("enable.partition.eof", "true")
-        .set("allow.auto.create.topics", "false")
-        .set("auto.offset.reset", "earliest")
-        .set("reconnect.backoff.max.ms", "1000")
-        .set_log_level(RDKafkaLogLevel::Error);
-    let consumer: StreamConsumer<Quiet> = native.create_with_context(Quiet)?;
+/// A consumer of the whole topic, which has one partition.
+fn consumer(config: &FollowConfig, topic: &str) -> Result<StreamConsumer<Quiet>, KafkaError> {
+    let consumer = listener::consumer(&config.brokers, "tidelog-settings", true)?;
     let mut all = TopicPartitionList::new();
-    let topic = topic_name(&config.topic_prefix, SETTINGS_TOPIC);
-    all.add_partition_offset(&topic, 0, Offset::Beginning)?;
+    all.add_partition_offset(topic, 0, Offset::Beginning)?;
     consumer.assign(&all)?;
     Ok(consumer)
 }
@@ -154,18 +124,3 @@ fn note(settings: &mut Settings, message: &BorrowedMessage<'_>) {
         }
     }
 }
-
-struct Quiet;
-
-impl ClientContext for Quiet {
-    fn log(&self, _: RDKafkaLogLevel, facility: &str, message: &str) {
-        tracing::debug!(target: "librdkafka", facility, "{message}");
-    }
-
-    fn error(&self, error: KafkaError, reason: &str) {
-        // The producer and the health check tell of a Kafka that is away.
-        tracing::debug!(target: "librdkafka", %error, reason, "settings");
-    }
-}
-
-impl ConsumerContext for Quiet {}

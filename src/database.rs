@@ -116,14 +116,15 @@ pub(crate) async fn connect(config: &Config) -> Result<Client> {
     Ok(client)
 }
 
-/// An error of Postgres in its own words: the library's say only "db error".
+/// An error of Postgres in its own words: the library's say only "db error". That it is Postgres' is said too: "connection closed"
+/// could be anybody's.
 pub(crate) fn plain(error: tokio_postgres::Error) -> anyhow::Error {
     match error.as_db_error() {
         Some(db) => {
             let hint = db.hint().map(|hint| format!(" ({hint})")).unwrap_or_default();
-            anyhow::anyhow!("{} [{}]{hint}", db.message(), db.code().code())
+            anyhow::anyhow!("Postgres: {} [{}]{hint}", db.message(), db.code().code())
         }
-        None => anyhow::Error::new(error),
+        None => anyhow::Error::new(error).context("Postgres"),
     }
 }
 

@@ -330,10 +330,13 @@ fn operation_name(change: Change) -> &'static str {
 
 /// A record's change reaches those that hang on it: who sees them follows from it.
 fn move_children(world: &mut World, results: &mut Results, arrived: &Arc<Arrived>, key: &RecordKey) {
+    let children: Vec<RecordKey> = world.children.get(key).into_iter().flatten().cloned().collect();
+    if children.is_empty() {
+        return;
+    }
     let Some(parent) = world.records.get(key).and_then(|record| record.state.clone()) else {
         return;
     };
-    let children: Vec<RecordKey> = world.children.get(key).into_iter().flatten().cloned().collect();
     for child in children {
         let Some(record) = world.records.get_mut(&child) else {
             continue;

@@ -4,7 +4,7 @@
 //! clients and rebalances are the consumer's; a lane is told which partitions are its own and where they stand.
 
 use crate::ProjectorError;
-use crate::bulk::{self, Bulk};
+use crate::bulk::Letters;
 use crate::chunk::{Results, World, fold_chunk};
 use crate::dead::DeadLetterTopic;
 use crate::flight::{Flight, Folded};
@@ -29,7 +29,7 @@ const CHUNK_RECORDS: usize = 500;
 const CHUNK_BYTES: usize = 2 << 20;
 
 /// Between two attempts at a chunk.
-const LONGEST_WAIT: Duration = Duration::from_secs(3);
+pub(crate) const LONGEST_WAIT: Duration = Duration::from_secs(3);
 
 /// What a lane is told.
 pub(crate) enum ToLane {
@@ -55,8 +55,8 @@ pub(crate) struct LaneParts {
     pub(crate) moved: Arc<Notify>,
     /// Where dead letters are told of; none where the log is folded again.
     pub(crate) dead: Option<Arc<DeadLetterTopic>>,
-    /// What it may take for granted, where the tables are its own.
-    pub(crate) bulk: Option<Bulk>,
+    /// What is a dead letter already, where the log is folded again.
+    pub(crate) letters: Option<Letters>,
     pub(crate) shutdown: watch::Receiver<bool>,
 }
 
@@ -113,10 +113,6 @@ impl Lane {
 
     /// Takes what has arrived. Orders to own or release end the chunk, so that they act between two transactions.
     async fn gather(&mut self, first: ToLane) -> Vec<OwnedMessage> {
-        let (most_records, most_bytes) = match self.parts.bulk {
-            None => (CHUNK_RECORDS, CHUNK_BYTES),
-            Some(_) => (bulk::CHUNK_RECORDS, bulk::CHUNK_BYTES),
-        };
         let mut records = Vec::new();
         let mut bytes = 0;
         let mut next = Some(first);
@@ -142,7 +138,7 @@ impl Lane {
                     records.extend(parcel);
                 }
             }
-            if records.len() < most_records && bytes < most_bytes {
+            if records.len() < CHUNK_RECORDS && bytes < CHUNK_BYTES {
                 next = self.parts.inbox.try_recv().ok();
             }
         }
@@ -261,12 +257,7 @@ impl Lane {
         }
         let registry = self.parts.registry.clone();
         let mut world = World::default();
-        let seen = self.parts.bulk.as_mut().and_then(|bulk| bulk.seen.as_mut());
-        let known = match seen {
-            None => chunk.events.clone(),
-            Some(seen) => seen.part(&chunk.events).1,
-        };
-        let (later, now): (Vec<_>, Vec<_>) = known.into_iter().partition(|arrived| {
+        let (later, now): (Vec<_>, Vec<_>) = chunk.events.iter().cloned().partition(|arrived| {
             let flight = self.flight.as_ref();
             flight.is_some_and(|flight| flight.touches(&registry, arrived))
         });
@@ -361,7 +352,7 @@ impl Lane {
             registry: &self.parts.registry,
             topic: &self.parts.topic,
             prefix: &self.parts.prefix,
-            letters: self.parts.bulk.as_ref().map(|bulk| &bulk.letters),
+            letters: self.parts.letters.as_ref(),
         }
     }
 

@@ -18,6 +18,7 @@ mod backlog;
 mod bulk;
 pub mod chunk;
 mod consumer;
+mod copying;
 mod dead;
 pub mod document;
 mod error;
@@ -37,6 +38,7 @@ pub mod policy;
 mod reading;
 pub mod resolve;
 mod retry;
+mod rows;
 mod seals;
 mod session;
 pub mod shadow;
@@ -94,7 +96,7 @@ pub async fn run(config: ProjectorConfig, mut outer: watch::Receiver<bool>) -> R
             progress: progress.clone(),
             moved: moved.clone(),
             dead: Some(dead.clone()),
-            bulk: None,
+            letters: None,
             shutdown: shutdown.clone(),
         });
         workers.spawn(lane.run());

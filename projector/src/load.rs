@@ -30,6 +30,77 @@ pub(crate) async fn load(
     events: &[Arc<Arrived>],
 ) -> Result<World, ProjectorError> {
     let mut world = World::default();
+    load_states(session, registry, events, &mut world).await?;
+    let parents = events.iter().map(|arrived| arrived.record()).collect();
+    load_children(session, registry, events, parents, &mut world).await?;
+    load_rest(session, registry, events, &mut world).await?;
+    Ok(world)
+}
+
+/// The records of a chunk with everything that hangs on the same parent, so that what the chunks after it do to any of them needs no
+/// other look.
+pub(crate) async fn load_families(
+    session: &mut Session,
+    registry: &Registry,
+    events: &[Arc<Arrived>],
+) -> Result<World, ProjectorError> {
+    let mut world = World::default();
+    load_states(session, registry, events, &mut world).await?;
+    let head = |arrived: &Arc<Arrived>| {
+        arrived
+            .parent_record(registry)
+            .unwrap_or_else(|| arrived.record())
+    };
+    let heads = events.iter().map(head).collect();
+    load_children(session, registry, events, heads, &mut world).await?;
+    Ok(world)
+}
+
+/// What the fold asks of the past of records whose states are known: the conflicts that are resolved, and where an event may be a
+/// repeat or is behind, what its record was.
+pub(crate) async fn load_rest(
+    session: &mut Session,
+    registry: &Registry,
+    events: &[Arc<Arrived>],
+    world: &mut World,
+) -> Result<(), ProjectorError> {
+    load_conflicts(session, events, world).await?;
+    let needed = needed_pasts(events, world);
+    if !needed.is_empty() {
+        load_pasts(session, registry, events, needed, world).await?;
+    }
+    Ok(())
+}
+
+/// What became of events that were folded before without applying.
+pub(crate) async fn load_known(
+    session: &mut Session,
+    events: &[Arc<Arrived>],
+    world: &mut World,
+) -> Result<(), ProjectorError> {
+    let known = known_events(session, events).await?;
+    let found = known.ask(session.client()).await?;
+    note_known(&found, events, world)
+}
+
+fn note_known(found: &[Row], events: &[Arc<Arrived>], world: &mut World) -> Result<(), ProjectorError> {
+    for row in found {
+        if let Some(arrived) = numbered(row, events)? {
+            let outcome = read_outcome(&get::<String>(row, "detail")?)?;
+            let record = world.records.entry(arrived.record()).or_default();
+            record.past.note(arrived.key(), None, outcome);
+        }
+    }
+    Ok(())
+}
+
+/// The states of the records and of those that they hang on, and what became of the same events before.
+async fn load_states(
+    session: &mut Session,
+    registry: &Registry,
+    events: &[Arc<Arrived>],
+    world: &mut World,
+) -> Result<(), ProjectorError> {
     let mut keys: BTreeMap<String, BTreeSet<RecordKey>> = BTreeMap::new();
     for arrived in events {
         for key in [Some(arrived.record()), arrived.parent_record(registry)]
@@ -61,20 +132,7 @@ pub(crate) async fn load(
             }
         }
     }
-    for row in &known_found {
-        if let Some(arrived) = numbered(row, events)? {
-            let outcome = read_outcome(&get::<String>(row, "detail")?)?;
-            let record = world.records.entry(arrived.record()).or_default();
-            record.past.note(arrived.key(), None, outcome);
-        }
-    }
-    load_children(session, registry, events, &mut world).await?;
-    load_conflicts(session, events, &mut world).await?;
-    let needed = needed_pasts(events, &world);
-    if !needed.is_empty() {
-        load_pasts(session, registry, events, needed, &mut world).await?;
-    }
-    Ok(world)
+    note_known(&known_found, events, world)
 }
 
 fn state_columns(domain: &Domain) -> String {
@@ -180,26 +238,23 @@ pub(crate) fn read_doc(text: &str) -> Result<Doc, ProjectorError> {
     }
 }
 
-/// The children of every parent in the chunk that exists already: what becomes of it may reach them.
+/// The children of parents that exist already: what becomes of these may reach them.
 async fn load_children(
     session: &mut Session,
     registry: &Registry,
     events: &[Arc<Arrived>],
+    parents: BTreeSet<RecordKey>,
     world: &mut World,
 ) -> Result<(), ProjectorError> {
     let Some(first) = events.first() else {
         return Ok(());
     };
-    let on_topic = registry.on_topic(&first.domain.topic);
-    for domain in &on_topic {
+    for domain in &registry.on_topic(&first.domain.topic) {
         for child in child_domains(registry, domain) {
-            let parents: BTreeSet<RecordKey> = events
-                .iter()
-                .filter(|arrived| arrived.domain.table == domain.table)
-                .map(|arrived| arrived.record())
-                .collect();
+            let of_domain = parents.iter().filter(|key| key.table == domain.table);
+            let parents: Vec<RecordKey> = of_domain.cloned().collect();
             if !parents.is_empty() {
-                load_children_of(session, child, &parents.into_iter().collect::<Vec<_>>(), world).await?;
+                load_children_of(session, child, &parents, world).await?;
             }
         }
     }

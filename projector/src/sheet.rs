@@ -1,20 +1,53 @@
 //! Rows on their way into one table: a column at a time, as arrays, so that any number of rows is one statement. The
 //! text of the statement follows from the columns alone, so a prepared statement serves every chunk.
 
+use crate::rows::Cells;
+use crate::state::Doc;
+use chrono::{DateTime, Utc};
 use std::fmt::Write as _;
 use tokio_postgres::types::{FromSql, ToSql};
+use uuid::Uuid;
 
 /// A column with its values.
 struct Column {
     name: &'static str,
     array: &'static str,
     cast: Option<&'static str>,
-    values: Box<dyn ToSql + Sync + Send>,
+    values: Values,
+}
+
+/// Values of one column: given at once, or row by row.
+enum Values {
+    Whole(Box<dyn ToSql + Sync + Send>),
+    Texts(Vec<Option<String>>),
+    Uuids(Vec<Option<Uuid>>),
+    BigInts(Vec<Option<i64>>),
+    Integers(Vec<i32>),
+    Booleans(Vec<bool>),
+    Times(Vec<DateTime<Utc>>),
+}
+
+impl Values {
+    fn parameter(&self) -> &(dyn ToSql + Sync) {
+        match self {
+            Values::Whole(values) => values.as_ref(),
+            Values::Texts(values) => values,
+            Values::Uuids(values) => values,
+            Values::BigInts(values) => values,
+            Values::Integers(values) => values,
+            Values::Booleans(values) => values,
+            Values::Times(values) => values,
+        }
+    }
 }
 
 /// Rows by column.
 #[derive(Default)]
-pub(crate) struct Sheet(Vec<Column>);
+pub(crate) struct Sheet {
+    columns: Vec<Column>,
+    /// The column whose value comes next, where rows are added one by one.
+    next: usize,
+}
 
 /// A Rust type with the Postgres type that it travels as.
 pub(crate) trait Cell: ToSql + Sync + Send + 'static {
@@ -30,18 +63,18 @@ macro_rules! cells {
 
 cells! {
     String => "text", Option<String> => "text", &'static str => "text", i64 => "bigint", Option<i64> => "bigint",
-    i32 => "integer", bool => "boolean", uuid::Uuid => "uuid", Option<uuid::Uuid> => "uuid",
-    chrono::DateTime<chrono::Utc> => "timestamptz", Option<Vec<u8>> => "bytea",
+    i32 => "integer", bool => "boolean", Uuid => "uuid", Option<Uuid> => "uuid",
+    DateTime<Utc> => "timestamptz", Option<Vec<u8>> => "bytea",
 }
 
 impl Sheet {
     /// Adds a column whose values are stored as they travel.
     pub(crate) fn column<T: Cell>(&mut self, name: &'static str, values: impl Iterator<Item = T>) {
-        self.0.push(Column {
+        self.columns.push(Column {
             name,
             array: T::TYPE,
             cast: None,
-            values: Box::new(values.collect::<Vec<T>>()),
+            values: Values::Whole(Box::new(values.collect::<Vec<T>>())),
         });
     }
 
@@ -52,11 +85,11 @@ impl Sheet {
         to: &'static str,
         values: impl Iterator<Item = T>,
     ) {
-        self.0.push(Column {
+        self.columns.push(Column {
             name,
             array: T::TYPE,
             cast: Some(to),
-            values: Box::new(values.collect::<Vec<T>>()),
+            values: Values::Whole(Box::new(values.collect::<Vec<T>>())),
         });
     }
 
@@ -65,7 +98,7 @@ impl Sheet {
         let mut names = String::new();
         let mut selected = String::new();
         let mut arrays = String::new();
-        for (at, column) in self.0.iter().enumerate() {
+        for (at, column) in self.columns.iter().enumerate() {
             let comma = if at == 0 { "" } else { ", " };
             let cast = column.cast.map_or(String::new(), |cast| format!("::{cast}"));
             // Writing to a String cannot fail.
@@ -82,7 +115,7 @@ impl Sheet {
         let mut assigned = Vec::new();
         let mut matched = Vec::new();
         let mut arrays = Vec::new();
-        for (at, column) in self.0.iter().enumerate() {
+        for (at, column) in self.columns.iter().enumerate() {
             let name = column.name;
             let cast = column.cast.map_or(String::new(), |cast| format!("::{cast}"));
             match key.contains(&name) {
@@ -105,7 +138,7 @@ impl Sheet {
     pub(crate) fn overwrite(&self, key: &str) -> String {
         let key_names: Vec<&str> = key.split(", ").collect();
         let assignments: Vec<String> = self
-            .0
+            .columns
             .iter()
             .filter(|column| !key_names.contains(&column.name))
             .map(|column| format!("\"{0}\" = excluded.\"{0}\"", column.name))
@@ -115,11 +148,98 @@ impl Sheet {
 
     /// The statement's parameters.
     pub(crate) fn parameters(&self) -> Vec<&(dyn ToSql + Sync)> {
-        self.0
+        self.columns
             .iter()
-            .map(|column| column.values.as_ref() as &(dyn ToSql + Sync))
+            .map(|column| column.values.parameter())
             .collect()
     }
+
+    /// Adds what `fill` gives for a row.
+    pub(crate) fn row(&mut self, fill: impl FnOnce(&mut Sheet)) {
+        self.next = 0;
+        fill(self);
+    }
+
+    /// The values of the column that comes next; the first row makes them.
+    fn values(
+        &mut self,
+        name: &'static str,
+        (array, cast): (&'static str, Option<&'static str>),
+        none: Values,
+    ) -> &mut Values {
+        if self.next == self.columns.len() {
+            self.columns.push(Column {
+                name,
+                array,
+                cast,
+                values: none,
+            });
+        }
+        let column = &mut self.columns[self.next];
+        debug_assert_eq!(column.name, name, "all rows have the same columns");
+        self.next += 1;
+        &mut column.values
+    }
+
+    fn text_as(&mut self, name: &'static str, cast: Option<&'static str>, value: Option<String>) {
+        if let Values::Texts(values) = self.values(name, ("text", cast), Values::Texts(Vec::new())) {
+            values.push(value);
+        }
+    }
+}
+
+impl Cells for Sheet {
+    fn text(&mut self, name: &'static str, value: Option<&str>) {
+        self.text_as(name, None, value.map(str::to_owned));
+    }
+
+    fn uuid_text(&mut self, name: &'static str, value: &str) {
+        self.text_as(name, Some("uuid"), Some(value.to_owned()));
+    }
+
+    fn uuid(&mut self, name: &'static str, value: Option<Uuid>) {
+        if let Values::Uuids(values) = self.values(name, ("uuid", None), Values::Uuids(Vec::new())) {
+            values.push(value);
+        }
+    }
+
+    fn bigint(&mut self, name: &'static str, value: Option<i64>) {
+        if let Values::BigInts(values) = self.values(name, ("bigint", None), Values::BigInts(Vec::new())) {
+            values.push(value);
+        }
+    }
+
+    fn integer(&mut self, name: &'static str, value: i32) {
+        if let Values::Integers(values) = self.values(name, ("integer", None), Values::Integers(Vec::new())) {
+            values.push(value);
+        }
+    }
+
+    fn boolean(&mut self, name: &'static str, value: bool) {
+        if let Values::Booleans(values) = self.values(name, ("boolean", None), Values::Booleans(Vec::new())) {
+            values.push(value);
+        }
+    }
+
+    fn time(&mut self, name: &'static str, value: DateTime<Utc>) {
+        if let Values::Times(values) = self.values(name, ("timestamptz", None), Values::Times(Vec::new())) {
+            values.push(value);
+        }
+    }
+
+    fn json(&mut self, name: &'static str, value: Option<&Doc>) {
+        self.text_as(name, Some("jsonb"), value.map(doc_text));
+    }
+
+    fn texts(&mut self, name: &'static str, value: Option<&[String]>) {
+        self.text_as(name, Some("text[]"), value.map(array_text));
+    }
+}
+
+/// A document in JSON.
+pub(crate) fn doc_text(doc: &Doc) -> String {
+    // A map of JSON values always serialises.
+    serde_json::to_string(doc).unwrap_or_else(|_| "{}".into())
 }
 
 /// A list of texts in the spelling that Postgres reads as `text[]`, for columns that hold one list a row.

@@ -6,9 +6,10 @@ use crate::chunk::{ConflictRow, FeedRow, Results, World};
 use crate::hits;
 use crate::kept::resolutions;
 use crate::merge::Kept;
+use crate::rows::{feed_row, row, row_key};
 use crate::session::Session;
-use crate::sheet::{Sheet, array_text};
-use crate::state::{Doc, RecordKey, State};
+use crate::sheet::{Sheet, doc_text};
+use crate::state::{RecordKey, State};
 use chrono::{DateTime, Utc};
 use futures_util::future::join_all;
 use serde_json::Value;
@@ -17,6 +18,7 @@ use tidelog_events::domain::{Domain, Registry};
 use tidelog_events::drill;
 use tidelog_events::ids::DeviceType;
 use tidelog_events::outcome::Outcome;
+use tokio_postgres::types::ToSql;
 use uuid::Uuid;
 
 /// A partition's move, made only if it stands where the worker believes and is still the worker's.
@@ -91,13 +93,7 @@ pub(crate) async fn write(
         prepared.push((session.prepare(sql).await?, sheet));
     }
     let client = session.client();
-    let topics: Vec<&str> = moves.iter().map(|m| m.topic.as_str()).collect();
-    let partitions: Vec<i32> = moves.iter().map(|m| m.partition).collect();
-    let epochs: Vec<i64> = moves.iter().map(|m| m.epoch).collect();
-    let from: Vec<i64> = moves.iter().map(|m| m.from).collect();
-    let to: Vec<i64> = moves.iter().map(|m| m.to).collect();
-    let times: Vec<DateTime<Utc>> = moves.iter().map(|m| m.log_time).collect();
-    let count = moves.len() as i64;
+    let moved_to = Moved::of(moves);
     // Sent one after the other without waiting: the futures are polled in this order, and the server answers in it.
     // The move stands first, so that a worker that was fenced off fails before it writes.
     let writes = async {
@@ -108,8 +104,7 @@ pub(crate) async fn write(
             }));
             futures_util::join!(inserts, client.batch_execute("COMMIT"))
         };
-        let parameters: [&(dyn tokio_postgres::types::ToSql + Sync); 7] =
-            [&topics, &partitions, &epochs, &from, &to, &times, &count];
+        let parameters = moved_to.parameters();
         let first =
             async { futures_util::join!(client.batch_execute(begin), client.execute(&moving, &parameters)) };
         if drill::armed("project.moved") {
@@ -130,6 +125,51 @@ pub(crate) async fn write(
     }
     committed?;
     Ok(())
+}
+
+/// Moves partitions, in a transaction that is under way.
+pub(crate) async fn move_positions(session: &mut Session, moves: &[Move]) -> Result<(), ProjectorError> {
+    let statement = session.prepare(MOVE).await?;
+    let moved = Moved::of(moves);
+    let done = session.client().execute(&statement, &moved.parameters()).await;
+    done.map(|_| ()).map_err(fenced)
+}
+
+/// The parameters of `MOVE`.
+struct Moved<'a> {
+    topics: Vec<&'a str>,
+    partitions: Vec<i32>,
+    epochs: Vec<i64>,
+    from: Vec<i64>,
+    to: Vec<i64>,
+    times: Vec<DateTime<Utc>>,
+    count: i64,
+}
+
+impl<'a> Moved<'a> {
+    fn of(moves: &'a [Move]) -> Moved<'a> {
+        Moved {
+            topics: moves.iter().map(|m| m.topic.as_str()).collect(),
+            partitions: moves.iter().map(|m| m.partition).collect(),
+            epochs: moves.iter().map(|m| m.epoch).collect(),
+            from: moves.iter().map(|m| m.from).collect(),
+            to: moves.iter().map(|m| m.to).collect(),
+            times: moves.iter().map(|m| m.log_time).collect(),
+            count: moves.len() as i64,
+        }
+    }
+
+    fn parameters(&self) -> [&(dyn ToSql + Sync); 7] {
+        [
+            &self.topics,
+            &self.partitions,
+            &self.epochs,
+            &self.from,
+            &self.to,
+            &self.times,
+            &self.count,
+        ]
+    }
 }
 
 fn fenced(error: tokio_postgres::Error) -> ProjectorError {
@@ -167,6 +207,13 @@ fn sheets(
             sheets.push(feed_rows(domain, &feed));
         }
     }
+    sheets.extend(others(results, topic, dead));
+    sheets
+}
+
+/// What goes into the tables that all domains share.
+pub(crate) fn others(results: &Results, topic: &str, dead: &[DeadLetter]) -> Vec<(String, Sheet)> {
+    let mut sheets = Vec::new();
     if !results.outcomes.is_empty() {
         sheets.push(outcomes(results, topic));
         sheets.extend(hits::sheet(&hits::count(&results.outcomes), topic));
@@ -183,15 +230,6 @@ fn sheets(
     sheets
 }
 
-fn doc_text(doc: &Doc) -> String {
-    // A map of JSON values always serialises.
-    serde_json::to_string(doc).unwrap_or_else(|_| "{}".into())
-}
-
-fn device_type(state: &State) -> Option<String> {
-    state.device_type.as_ref().map(DeviceType::to_string)
-}
-
 /// None where one side's state stands whole.
 pub(crate) fn kept_text(kept: &Kept) -> Option<String> {
     let origins = kept
@@ -200,96 +238,19 @@ pub(crate) fn kept_text(kept: &Kept) -> Option<String> {
     (!kept.is_empty()).then(|| doc_text(&origins.collect()))
 }
 
-fn id_cast(domain: &Domain) -> &'static str {
-    if domain.is_entity() { "uuid" } else { "text" }
-}
-
-fn rows(domain: &Domain, changed: &[(&RecordKey, &State)]) -> (String, Sheet) {
+pub(crate) fn rows(domain: &Domain, changed: &[(&RecordKey, &State)]) -> (String, Sheet) {
     let mut sheet = Sheet::default();
-    let states = || changed.iter().map(|(_, state)| *state);
-    sheet.column("tenant_id", changed.iter().map(|(key, _)| key.tenant.clone()));
-    sheet.cast(
-        domain.id_column(),
-        id_cast(domain),
-        changed.iter().map(|(key, _)| key.subject.clone()),
-    );
-    let mut key = format!("tenant_id, {}", domain.id_column());
-    if domain.parent.is_some() {
-        sheet.column(
-            "parent_id",
-            changed.iter().map(|(key, _)| key.parent.unwrap_or_default()),
-        );
-        key.push_str(", parent_id");
+    for (key, state) in changed {
+        sheet.row(|cells| row(domain, key, state, cells));
     }
-    sheet.column("version", states().map(|state| state.version));
-    sheet.column("deleted", states().map(|state| state.deleted));
-    sheet.cast("doc", "jsonb", states().map(|state| doc_text(&state.doc)));
-    sheet.column("last_sync_timestamp", states().map(|state| state.changed_at));
-    sheet.column("updated_at", states().map(|state| state.item_time));
-    sheet.column("created_at", states().map(|state| state.created_at));
-    sheet.column("owner_id", states().map(|state| state.owner.clone()));
-    sheet.column("user_id", states().map(|state| state.user.clone()));
-    sheet.column("device_id", states().map(|state| state.device.clone()));
-    sheet.column("device_type", states().map(device_type));
-    sheet.column("run_from", states().map(|state| state.run_from));
-    sheet.column("ahead_base", states().map(|state| state.ahead_base));
-    sheet.column("partition", states().map(|state| state.place.partition));
-    sheet.column("offset", states().map(|state| state.place.offset));
-    if domain.visibility.stores_audience() {
-        let audience = |state: &State| array_text(&state.audience.clone().unwrap_or_default().0);
-        sheet.cast("audience", "text[]", states().map(audience));
-    }
-    (sheet.insert(&domain.table, &sheet.overwrite(&key)), sheet)
+    let overwrite = sheet.overwrite(&row_key(domain));
+    (sheet.insert(&domain.table, &overwrite), sheet)
 }
 
 fn feed_rows(domain: &Domain, feed: &[&FeedRow]) -> (String, Sheet) {
     let mut sheet = Sheet::default();
-    let states = || feed.iter().map(|row| &row.step.state);
-    sheet.column("tenant_id", feed.iter().map(|row| row.record.tenant.clone()));
-    sheet.column("partition", states().map(|state| state.place.partition));
-    sheet.column("offset", states().map(|state| state.place.offset));
-    sheet.cast(
-        domain.id_column(),
-        id_cast(domain),
-        feed.iter().map(|row| row.record.subject.clone()),
-    );
-    if domain.parent.is_some() {
-        sheet.column(
-            "parent_id",
-            feed.iter().map(|row| row.record.parent.unwrap_or_default()),
-        );
-    }
-    sheet.column("version", states().map(|state| state.version));
-    sheet.column("operation", feed.iter().map(|row| row.operation));
-    sheet.cast(
-        "fields",
-        "text[]",
-        feed.iter().map(|row| array_text(&row.step.touched.fields)),
-    );
-    let before =
-        |row: &&FeedRow| (!row.step.touched.before.is_empty()).then(|| doc_text(&row.step.touched.before));
-    sheet.cast("before", "jsonb", feed.iter().map(before));
-    sheet.column("changed_at", states().map(|state| state.changed_at));
-    sheet.column("item_time", states().map(|state| state.item_time));
-    sheet.column("user_id", states().map(|state| state.user.clone()));
-    sheet.column("device_id", states().map(|state| state.device.clone()));
-    sheet.column("device_type", states().map(device_type));
-    sheet.column("batch_id", feed.iter().map(|row| row.batch_id));
-    sheet.column("batch_index", feed.iter().map(|row| row.batch_index));
-    sheet.column("base_version", feed.iter().map(|row| row.base_version));
-    sheet.column("item_hash", feed.iter().map(|row| row.item_hash));
-    sheet.column("conflict_id", feed.iter().map(|row| row.conflict_id));
-    sheet.column("previous_offset", feed.iter().map(|row| row.step.previous_offset));
-    if domain.visibility.stores_audience() {
-        let before = |row: &&FeedRow| {
-            row.step
-                .audience_before
-                .as_ref()
-                .map(|audience| array_text(&audience.0))
-        };
-        sheet.cast("audience_before", "text[]", feed.iter().map(before));
-        let audience = |state: &State| array_text(&state.audience.clone().unwrap_or_default().0);
-        sheet.cast("audience", "text[]", states().map(audience));
+    for change in feed {
+        sheet.row(|cells| feed_row(domain, change, cells));
     }
     (sheet.insert(&domain.changes_table(), ""), sheet)
 }

@@ -33,6 +33,9 @@ pub(crate) struct Ground {
     /// Partitions that are folded at once; by default as many as there are processors
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u16).range(1..=64))]
     jobs: Option<u16>,
+    /// Megabytes of what is folded that may be held in memory before it is written: the more, the fewer rows are written twice
+    #[arg(long, value_name = "MB", default_value_t = 512, value_parser = clap::value_parser!(u32).range(16..=1_000_000))]
+    memory: u32,
     #[command(flatten)]
     pub(crate) kafka: KafkaSettings,
     #[command(flatten)]
@@ -84,6 +87,7 @@ impl Ground {
             instance: INSTANCE.clone(),
             partitions,
             jobs: self.jobs.map_or(processors, usize::from),
+            memory: (self.memory as usize) << 20,
             scratch,
         }))
     }

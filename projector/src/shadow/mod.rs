@@ -48,8 +48,10 @@ pub struct ShadowConfig {
     pub instance: String,
     /// These partitions alone; none for all.
     pub partitions: Option<BTreeSet<i32>>,
-    /// How many lanes work at once.
+    /// How many workers fold at once.
     pub jobs: usize,
+    /// Bytes of states that they hold in memory, all together and about, before they write them.
+    pub memory: usize,
     /// The tables are gone after a crash of Postgres, and cost half: for what is only compared.
     pub scratch: bool,
 }

@@ -1,20 +1,24 @@
 //! From the log into the shadow's tables: reads partitions from where they stand to where they are to stand, and hands what is
-//! selected to lanes, which fold and write it as they do everything. Begins anywhere, so a run that was cut off goes on.
+//! selected to workers that fold it in bulk; where one fails, to a lane. Begins anywhere, so a run that was cut off goes on.
 
 use super::select::Selection;
 use super::{Offsets, Rate, Shadow};
 use crate::ProjectorError;
 use crate::backlog::LANE_PARCELS;
-use crate::bulk::{Bulk, Seen};
-use crate::lane::{Lane, LaneParts, Progress, ToLane};
+use crate::bulk::{Filler, FillerParts, Letters, Seen};
+use crate::lane::{LONGEST_WAIT, Lane, LaneParts, Progress, ToLane};
 use crate::log::{Log, Parcel};
 use crate::ownership::{Owned, claim};
+use crate::retry::waits;
 use crate::session::Session;
 use rdkafka::message::{Message, OwnedMessage, Timestamp};
-use std::collections::{BTreeMap, HashMap};
+use std::collections::BTreeMap;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
+use tidelog_events::domain::Registry;
+use tidelog_events::drill;
 use tokio::sync::{Notify, mpsc, watch};
+use tokio_postgres::Config;
 
 /// How many events were passed on to be folded or passed over, for whoever shows progress.
 #[derive(Debug, Default, Clone)]
@@ -28,6 +32,11 @@ impl Passed {
 
     fn add(&self, count: u64) {
         self.0.fetch_add(count, Ordering::Relaxed);
+    }
+
+    /// So many are passed on once more.
+    fn take_back(&self, count: u64) {
+        self.0.fetch_sub(count, Ordering::Relaxed);
     }
 }
 
@@ -84,39 +93,37 @@ impl Shadow {
             self.check_beginnings(&ranges).await?;
         }
         let letters = self.letters(&self.connect().await?).await?;
-        let owned = self.own(&ranges).await?;
+        let owned = claimed(&self.database(), &self.topic(), &ranges, &self.config.instance).await?;
         // Only who sees the whole log from its beginning knows what is not in the tables.
         let fresh = owned.values().all(|owned| owned.next_offset == 0) && from.values().all(|at| *at == 0);
+        let parts = shares(&ranges, self.config.jobs);
+        let memory = u32::try_from(self.config.memory / parts.len().max(1)).unwrap_or(u32::MAX);
+        let memory = drill::number("memory", memory) as usize;
         let mut lanes = tokio::task::JoinSet::new();
-        for share in shares(&ranges, self.config.jobs) {
-            let (sender, inbox) = mpsc::channel(LANE_PARCELS);
-            let keys = share
+        for ranges in parts {
+            let keys = ranges
                 .values()
                 .map(|(from, to)| to.unwrap_or(0) - from)
                 .sum::<i64>();
-            let seen = fresh.then(|| Seen::new(keys.unsigned_abs()));
-            let progress = Progress::default();
-            let bulk = Bulk {
-                seen,
-                letters: letters.clone(),
-            };
-            let lane = self.lane(inbox, bulk, progress.clone(), stop.clone());
-            let feeding = feed(Feed {
+            let share = Share {
                 log: self.log(),
-                owned: share.keys().filter_map(|p| owned.get(p).cloned()).collect(),
-                ranges: share,
+                topic: self.topic(),
+                prefix: self.config.topic_prefix.clone(),
+                registry: self.config.registry.clone(),
+                database: self.database(),
+                instance: self.config.instance.clone(),
+                owned: ranges.keys().filter_map(|p| owned.get(p).cloned()).collect(),
+                seen: fresh.then(|| Seen::new(keys.unsigned_abs())),
+                memory,
+                letters: letters.clone(),
+                ranges,
                 selection: selection.clone(),
-                sender,
                 clocks: self.clocks.clone(),
                 passed: passed.clone(),
                 rate: rate.clone(),
                 stop: stop.clone(),
-            });
-            let topic = self.topic();
-            lanes.spawn(async move {
-                let (fed, ()) = futures_util::join!(feeding, lane.run());
-                arrived(&topic, &fed?, &progress)
-            });
+            };
+            lanes.spawn(share.run());
         }
         while let Some(lane) = lanes.join_next().await {
             let ended = lane.map_err(|error| ProjectorError::Consumer(error.to_string()))?;
@@ -164,38 +171,6 @@ impl Shadow {
         }
         Ok(())
     }
-
-    async fn own(
-        &self,
-        ranges: &BTreeMap<i32, (i64, Option<i64>)>,
-    ) -> Result<BTreeMap<i32, Owned>, ProjectorError> {
-        let mut session = Session::connect(&self.database()).await?;
-        let wanted = BTreeMap::from([(self.topic(), ranges.keys().copied().collect())]);
-        let owned = claim(&mut session, &wanted, &self.config.instance).await?;
-        let owned = owned.into_values().flatten();
-        Ok(owned.map(|owned| (owned.partition, owned)).collect())
-    }
-
-    fn lane(
-        &self,
-        inbox: mpsc::Receiver<ToLane>,
-        bulk: Bulk,
-        progress: Progress,
-        shutdown: watch::Receiver<bool>,
-    ) -> Lane {
-        Lane::new(LaneParts {
-            topic: self.topic(),
-            prefix: self.config.topic_prefix.clone(),
-            registry: self.config.registry.clone(),
-            database: self.database(),
-            inbox,
-            progress,
-            moved: Arc::new(Notify::new()),
-            dead: None,
-            bulk: Some(bulk),
-            shutdown,
-        })
-    }
 }
 
 /// Partitions for each lane, so that each has about as much to do.
@@ -213,49 +188,169 @@ fn shares(ranges: &BTreeMap<i32, (i64, Option<i64>)>, jobs: usize) -> Vec<BTreeM
     shares.into_iter().map(|(_, share)| share).collect()
 }
 
-struct Feed {
+/// Claims partitions of a shadow's tables.
+async fn claimed(
+    database: &Config,
+    topic: &str,
+    ranges: &BTreeMap<i32, (i64, Option<i64>)>,
+    instance: &str,
+) -> Result<BTreeMap<i32, Owned>, ProjectorError> {
+    let mut session = Session::connect(database).await?;
+    let wanted = BTreeMap::from([(topic.to_owned(), ranges.keys().copied().collect())]);
+    let owned = claim(&mut session, &wanted, instance).await?;
+    let owned = owned.into_values().flatten();
+    Ok(owned.map(|owned| (owned.partition, owned)).collect())
+}
+
+/// Partitions that one worker folds, and with what.
+struct Share {
     log: Log,
+    topic: String,
+    prefix: String,
+    registry: Arc<Registry>,
+    database: Config,
+    instance: String,
     owned: Vec<Owned>,
+    seen: Option<Seen>,
+    memory: usize,
+    letters: Letters,
     ranges: BTreeMap<i32, (i64, Option<i64>)>,
     selection: Arc<Selection>,
-    sender: mpsc::Sender<ToLane>,
     clocks: Clocks,
     passed: Passed,
     rate: Rate,
     stop: watch::Receiver<bool>,
 }
 
-/// Hands the lane its partitions and what is selected of them; answers, of each, the offset after the last that it handed over.
-async fn feed(mut feed: Feed) -> Result<Offsets, ProjectorError> {
-    let mut handed = Offsets::new();
-    let gone = || ProjectorError::Consumer("the lane ended".into());
-    for owned in feed.owned {
-        let sent = feed.sender.send(ToLane::Own(owned)).await;
-        sent.map_err(|_| gone())?;
-    }
-    let mut parcels = feed.log.read(&feed.ranges);
-    // Who waits for a log that is away, or for the rate, hears all the same that it is to stop.
-    while let Some(parcel) = unless_stopped(&mut feed.stop, parcels.recv()).await.flatten() {
-        let parcel = parcel?;
-        let partition = parcel.partition;
-        let count = parcel.records.len() as u64;
-        let wait = feed.rate.reserve(count);
-        if !wait.is_zero()
-            && unless_stopped(&mut feed.stop, tokio::time::sleep(wait))
-                .await
-                .is_none()
-        {
-            break;
+impl Share {
+    /// In bulk, and where that fails, step by step from what it has brought into the tables.
+    async fn run(mut self) -> Result<(), ProjectorError> {
+        let clocks = self.clocks();
+        let passed = Passed::default();
+        let filler = Filler::new(FillerParts {
+            topic: self.topic.clone(),
+            prefix: self.prefix.clone(),
+            registry: self.registry.clone(),
+            database: self.database.clone(),
+            letters: self.letters.clone(),
+            seen: self.seen.take(),
+            memory: self.memory,
+        });
+        let (sender, inbox) = mpsc::channel(LANE_PARCELS);
+        let (fed, filled) = futures_util::join!(self.feed(sender, &passed), filler.run(inbox));
+        match filled {
+            Ok(owned) => arrived(&self.topic, &fed?, &owned),
+            Err(error) if *self.stop.borrow() || !may_be_done_by_steps(&error) => Err(error),
+            Err(error) => {
+                tracing::info!(topic = %self.topic, %error, "what was begun in bulk is gone on with step by step");
+                // The log is read from the same offset, for its clock; what is in the tables by now is passed over.
+                self.set_clocks(clocks);
+                self.passed.take_back(passed.count());
+                self.step_by_step().await
+            }
         }
-        let records = selected(&feed.selection, &feed.clocks, parcel);
-        if let Some(last) = records.last() {
-            handed.insert(partition, last.offset() + 1);
-            let sent = feed.sender.send(ToLane::Records(records)).await;
+    }
+
+    async fn step_by_step(mut self) -> Result<(), ProjectorError> {
+        self.owned = self.claim_again().await?;
+        let (sender, inbox) = mpsc::channel(LANE_PARCELS);
+        let progress = Progress::default();
+        let lane = Lane::new(LaneParts {
+            topic: self.topic.clone(),
+            prefix: self.prefix.clone(),
+            registry: self.registry.clone(),
+            database: self.database.clone(),
+            inbox,
+            progress: progress.clone(),
+            moved: Arc::new(Notify::new()),
+            dead: None,
+            letters: Some(self.letters.clone()),
+            shutdown: self.stop.clone(),
+        });
+        let passed = Passed::default();
+        let (fed, ()) = futures_util::join!(self.feed(sender, &passed), lane.run());
+        let progress = progress.lock().unwrap_or_else(PoisonError::into_inner);
+        arrived(
+            &self.topic,
+            &fed?,
+            &progress.values().cloned().collect::<Vec<_>>(),
+        )
+    }
+
+    /// As long as Postgres is away, it is waited for, as a lane does.
+    async fn claim_again(&mut self) -> Result<Vec<Owned>, ProjectorError> {
+        let mut waits = waits();
+        loop {
+            match claimed(&self.database, &self.topic, &self.ranges, &self.instance).await {
+                Ok(owned) => return Ok(owned.into_values().collect()),
+                Err(error) if error.is_transient() => {
+                    let wait = waits.next().unwrap_or(LONGEST_WAIT);
+                    if unless_stopped(&mut self.stop, tokio::time::sleep(wait))
+                        .await
+                        .is_none()
+                    {
+                        return Err(error);
+                    }
+                }
+                Err(error) => return Err(error),
+            }
+        }
+    }
+
+    fn clocks(&self) -> BTreeMap<i32, i64> {
+        let clocks = self.clocks.lock().unwrap_or_else(PoisonError::into_inner);
+        let own = |partition: &i32| (*partition, clocks.get(partition).copied().unwrap_or_default());
+        self.ranges.keys().map(own).collect()
+    }
+
+    fn set_clocks(&self, to: BTreeMap<i32, i64>) {
+        let mut clocks = self.clocks.lock().unwrap_or_else(PoisonError::into_inner);
+        clocks.extend(to);
+    }
+
+    /// Hands over the partitions and what is selected of them; answers, of each, the offset after the last that it handed over.
+    /// What was passed on is counted in `passed` too.
+    async fn feed(&self, sender: mpsc::Sender<ToLane>, passed: &Passed) -> Result<Offsets, ProjectorError> {
+        let mut handed = Offsets::new();
+        let gone = || ProjectorError::Consumer("the lane ended".into());
+        for owned in &self.owned {
+            let sent = sender.send(ToLane::Own(owned.clone())).await;
             sent.map_err(|_| gone())?;
         }
-        feed.passed.add(count);
+        let mut stop = self.stop.clone();
+        let mut parcels = self.log.read(&self.ranges);
+        // Who waits for a log that is away, or for the rate, hears all the same that it is to stop.
+        while let Some(parcel) = unless_stopped(&mut stop, parcels.recv()).await.flatten() {
+            let parcel = parcel?;
+            let partition = parcel.partition;
+            let count = parcel.records.len() as u64;
+            let wait = self.rate.reserve(count);
+            if !wait.is_zero()
+                && unless_stopped(&mut stop, tokio::time::sleep(wait))
+                    .await
+                    .is_none()
+            {
+                break;
+            }
+            let records = selected(&self.selection, &self.clocks, parcel);
+            if let Some(last) = records.last() {
+                handed.insert(partition, last.offset() + 1);
+                let sent = sender.send(ToLane::Records(records)).await;
+                sent.map_err(|_| gone())?;
+            }
+            self.passed.add(count);
+            passed.add(count);
+        }
+        Ok(handed)
     }
-    Ok(handed)
+}
+
+/// Whether a lane may come further than a filler came: it waits for Postgres, and finds the event that it refuses.
+fn may_be_done_by_steps(error: &ProjectorError) -> bool {
+    matches!(
+        error,
+        ProjectorError::Postgres(_) | ProjectorError::Stored(_) | ProjectorError::Consumer(_)
+    )
 }
 
 /// What the work comes to; none where it was told to stop before.
@@ -298,14 +393,11 @@ fn selected(selection: &Selection, clocks: &Clocks, parcel: Parcel) -> Vec<Owned
     records
 }
 
-/// Whether the lane has brought everything into the tables.
-fn arrived(topic: &str, handed: &Offsets, progress: &Progress) -> Result<(), ProjectorError> {
-    let owned: HashMap<(String, i32), Owned> =
-        progress.lock().unwrap_or_else(PoisonError::into_inner).clone();
+/// Whether everything that was handed over is in the tables.
+fn arrived(topic: &str, handed: &Offsets, owned: &[Owned]) -> Result<(), ProjectorError> {
     for (partition, to) in handed {
-        let at = owned
-            .get(&(topic.to_owned(), *partition))
-            .map_or(0, |owned| owned.next_offset);
+        let at = owned.iter().find(|owned| owned.partition == *partition);
+        let at = at.map_or(0, |owned| owned.next_offset);
         if at < *to {
             return Err(ProjectorError::Consumer(format!(
                 "partition {partition} of {topic} came to {at} instead of {to}: another run may have taken it over"

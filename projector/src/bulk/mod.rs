@@ -1,5 +1,10 @@
-//! What a lane may take for granted where it fills tables of its own from the log's beginning: a key that never came before has
-//! nothing in them to look up, and what the service had for a dead letter stays one. Knows no tables but by what is told here.
+//! Filling tables of one's own from the log (`fill`), and what may be taken for granted there: a key that never came before has
+//! nothing in them to look up, and what the service had for a dead letter stays one.
+
+mod fill;
+mod spill;
+
+pub(crate) use fill::{Filler, FillerParts};
 
 use crate::event::Arrived;
 use fastbloom::BloomFilter;
@@ -54,10 +59,3 @@ pub(crate) struct KnownLetter {
 /// The service's dead letters of a topic, by partition and offset. They stay what they are when the log is folded again: a
 /// build that can read one would otherwise give every later version of its record another number, under phones that hold it.
 pub(crate) type Letters = Arc<BTreeMap<(i32, i64), KnownLetter>>;
-
-/// What a lane is told of the tables that it fills.
-pub(crate) struct Bulk {
-    /// None where the tables were not empty when it began.
-    pub(crate) seen: Option<Seen>,
-    pub(crate) letters: Letters,
-}

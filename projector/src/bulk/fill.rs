@@ -1,0 +1,314 @@
+//! Fills tables of its own from the log as fast as Postgres takes it. States are held in memory and written once, as they end;
+//! what the log adds line by line, feeds above all, goes out by COPY as it comes. All of it is one transaction up to a checkpoint,
+//! which moves the positions too: what was done by then stays. Whatever goes wrong ends it with an error, and who began it goes on
+//! from the last checkpoint with a `Lane`, which knows how to find the event that Postgres refuses, and how to wait.
+
+use super::spill::{Spill, checkpoint_rows};
+use super::{CHUNK_BYTES, CHUNK_RECORDS, Letters, Seen};
+use crate::ProjectorError;
+use crate::chunk::{Results, World, fold_chunk, needed_pasts};
+use crate::event::Arrived;
+use crate::lane::ToLane;
+use crate::load::{load_families, load_known, load_rest};
+use crate::ownership::Owned;
+use crate::reading::{Chunk, Reader};
+use crate::session::Session;
+use crate::state::{EventKey, Record, RecordKey};
+use crate::write::{Move, move_positions};
+use rdkafka::message::{Message, OwnedMessage};
+use std::collections::{BTreeMap, HashSet};
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+use tidelog_events::domain::Registry;
+use tidelog_events::drill;
+use tokio::sync::mpsc;
+use tokio::task::JoinHandle;
+use tokio_postgres::Config;
+
+/// So long at most is done again after a kill.
+const CHECKPOINT: Duration = Duration::from_secs(30);
+/// What a held state takes beside its document, and how much more that is in memory than in the log; about.
+const STATE_BYTES: usize = 600;
+const DOCUMENT_FACTOR: usize = 3;
+/// More events than these that did not apply are not told apart in memory: the table is asked.
+const MOST_ANSWERED: usize = 2_000_000;
+
+/// What it works with.
+pub(crate) struct FillerParts {
+    /// The topic's name in the log, and what stands before it there by the deployment's wish.
+    pub(crate) topic: String,
+    pub(crate) prefix: String,
+    pub(crate) registry: Arc<Registry>,
+    pub(crate) database: Config,
+    pub(crate) letters: Letters,
+    /// None where the tables were not empty when it began.
+    pub(crate) seen: Option<Seen>,
+    /// Bytes of states that may be held, about.
+    pub(crate) memory: usize,
+}
+
+/// The worker.
+pub(crate) struct Filler {
+    parts: FillerParts,
+    /// Where each partition stands in memory, and in Postgres.
+    folded: BTreeMap<i32, Owned>,
+    stored: BTreeMap<i32, Owned>,
+    /// Records as they are, whole families of them; no pasts.
+    world: World,
+    held: usize,
+    /// Those that have a row.
+    rows: HashSet<RecordKey>,
+    /// Events that did not apply; none where only the table knows.
+    answered: Option<HashSet<EventKey>>,
+    /// None while a chunk is written.
+    session: Option<Session>,
+    writing: Option<JoinHandle<Result<Session, ProjectorError>>>,
+    begun: Option<Instant>,
+}
+
+impl Filler {
+    pub(crate) fn new(parts: FillerParts) -> Filler {
+        let answered = parts.seen.as_ref().map(|_| HashSet::new());
+        Filler {
+            parts,
+            folded: BTreeMap::new(),
+            stored: BTreeMap::new(),
+            world: World::default(),
+            held: 0,
+            rows: HashSet::new(),
+            answered,
+            session: None,
+            writing: None,
+            begun: None,
+        }
+    }
+
+    /// Folds what comes until nothing will; answers where each partition stands then, in Postgres.
+    pub(crate) async fn run(
+        mut self,
+        mut inbox: mpsc::Receiver<ToLane>,
+    ) -> Result<Vec<Owned>, ProjectorError> {
+        while let Some(first) = inbox.recv().await {
+            let records = self.gather(first, &mut inbox);
+            self.take(&records).await?;
+            let full = self.held > self.parts.memory;
+            if full || self.begun.is_some_and(|begun| begun.elapsed() > CHECKPOINT) {
+                self.checkpoint().await?;
+            }
+            if full {
+                self.let_go();
+            }
+        }
+        self.checkpoint().await?;
+        Ok(self.stored.into_values().collect())
+    }
+
+    fn gather(&mut self, first: ToLane, inbox: &mut mpsc::Receiver<ToLane>) -> Vec<OwnedMessage> {
+        let (mut records, mut bytes) = (Vec::new(), 0);
+        let mut next = Some(first);
+        while let Some(told) = next {
+            match told {
+                ToLane::Own(owned) => {
+                    self.stored.insert(owned.partition, owned.clone());
+                    self.folded.insert(owned.partition, owned);
+                }
+                ToLane::Release(partitions, done) => {
+                    for partition in partitions {
+                        self.folded.remove(&partition);
+                    }
+                    // Nobody waiting any more is no loss.
+                    let _ = done.send(());
+                }
+                ToLane::Records(parcel) => {
+                    bytes += parcel.iter().map(payload).sum::<usize>();
+                    records.extend(parcel);
+                }
+            }
+            let room = records.len() < CHUNK_RECORDS && bytes < CHUNK_BYTES;
+            next = room.then(|| inbox.try_recv().ok()).flatten();
+        }
+        records
+    }
+
+    async fn take(&mut self, records: &[OwnedMessage]) -> Result<(), ProjectorError> {
+        let registry = self.parts.registry.clone();
+        let reader = Reader {
+            registry: &registry,
+            topic: &self.parts.topic,
+            prefix: &self.parts.prefix,
+            letters: Some(&self.parts.letters),
+        };
+        drill::reached("project.fetched");
+        let chunk = reader.read(records, &self.folded);
+        for moved in &chunk.moves {
+            if let Some(owned) = self.folded.get_mut(&moved.partition) {
+                owned.next_offset = moved.to;
+                owned.log_time = moved.log_time;
+            }
+        }
+        if chunk.moves.is_empty() {
+            return Ok(());
+        }
+        self.learn(&chunk.events).await?;
+        drill::reached("project.loaded");
+        let mut results = fold_chunk(&registry, &mut self.world, &chunk.events);
+        results.outcomes.extend(chunk.refused.iter().cloned());
+        drill::reached("project.folded");
+        self.note(&chunk, &results);
+        let spill = Spill::of(&registry, &results, &self.parts.topic, &chunk.dead);
+        self.write(spill).await?;
+        self.held += records
+            .iter()
+            .map(|record| STATE_BYTES + DOCUMENT_FACTOR * payload(record))
+            .sum::<usize>();
+        Ok(())
+    }
+
+    /// Sees to it that the world has what the fold will ask for. Nothing is asked where every record is new or held and no event
+    /// is behind, which is the rule.
+    async fn learn(&mut self, events: &[Arc<Arrived>]) -> Result<(), ProjectorError> {
+        let registry = self.parts.registry.clone();
+        let known = match &mut self.parts.seen {
+            None => events.to_vec(),
+            Some(seen) => seen.part(events).1,
+        };
+        let (held, strangers): (Vec<_>, Vec<_>) = known
+            .iter()
+            .cloned()
+            .partition(|arrived| self.world.records.contains_key(&head(&registry, arrived)));
+        let answered = |arrived: &Arc<Arrived>| {
+            let answered = self.answered.as_ref();
+            answered.is_none_or(|answered| answered.contains(&arrived.key()))
+        };
+        let asked: Vec<Arc<Arrived>> = held.into_iter().filter(answered).collect();
+        let past = known.iter().any(|arrived| arrived.resolution.is_some())
+            || !needed_pasts(&known, &self.world).is_empty();
+        if !strangers.is_empty() || !asked.is_empty() || past {
+            let mut session = self.session().await?;
+            if !strangers.is_empty() {
+                let found = load_families(&mut session, &registry, &strangers).await?;
+                let with_row = found.records.iter().filter(|(_, record)| record.state.is_some());
+                self.rows.extend(with_row.map(|(key, _)| key.clone()));
+                self.world.absorb(found);
+            }
+            if !asked.is_empty() {
+                load_known(&mut session, &asked, &mut self.world).await?;
+            }
+            load_rest(&mut session, &registry, &known, &mut self.world).await?;
+            self.session = Some(session);
+        }
+        // A parent that is not there is known not to be.
+        for parent in events
+            .iter()
+            .filter_map(|arrived| arrived.parent_record(&registry))
+        {
+            self.world.records.entry(parent).or_default();
+        }
+        Ok(())
+    }
+
+    /// Keeps of a chunk what later ones need, and no pasts: they are in the tables.
+    fn note(&mut self, chunk: &Chunk, results: &Results) {
+        for arrived in &chunk.events {
+            if let Some(Record { past, conflicts, .. }) = self.world.records.get_mut(&arrived.record()) {
+                *past = Default::default();
+                conflicts.clear();
+            }
+        }
+        if let Some(answered) = &mut self.answered {
+            answered.extend(results.outcomes.iter().map(|row| row.arrived.key()));
+            if answered.len() > MOST_ANSWERED {
+                self.answered = None;
+            }
+        }
+    }
+
+    /// Lets go of all states: they are written, and looked up when they are needed again.
+    fn let_go(&mut self) {
+        self.world = World::default();
+        self.rows.clear();
+        self.held = 0;
+    }
+
+    /// Begins to write, once what went before is written.
+    async fn write(&mut self, spill: Spill) -> Result<(), ProjectorError> {
+        if spill.is_empty() {
+            return Ok(());
+        }
+        let mut session = self.session().await?;
+        self.writing = Some(tokio::spawn(async move {
+            spill.send(&mut session).await?;
+            Ok(session)
+        }));
+        Ok(())
+    }
+
+    /// The connection, amid a transaction, when nothing is written over it.
+    async fn session(&mut self) -> Result<Session, ProjectorError> {
+        let session = match (self.writing.take(), self.session.take()) {
+            (Some(writing), _) => {
+                let ended = writing.await;
+                ended.map_err(|error| ProjectorError::Consumer(format!("a write ended: {error}")))??
+            }
+            (None, Some(session)) => session,
+            (None, None) => Session::connect(&self.parts.database).await?,
+        };
+        if self.begun.is_none() {
+            session.client().batch_execute("BEGIN").await?;
+            self.begun = Some(Instant::now());
+        }
+        Ok(session)
+    }
+
+    /// Writes the states that changed, moves the positions, and commits.
+    async fn checkpoint(&mut self) -> Result<(), ProjectorError> {
+        let moves: Vec<Move> = self.moves();
+        if moves.is_empty() {
+            return Ok(());
+        }
+        let mut session = self.session().await?;
+        drill::reached("project.writing");
+        let stored = &self.stored;
+        let changed = self.world.records.iter().filter_map(|(key, record)| {
+            let state = record.state.as_ref()?;
+            let since = stored.get(&state.place.partition)?.next_offset;
+            (state.place.offset >= since).then_some((key, state))
+        });
+        let rows = &mut self.rows;
+        checkpoint_rows(&mut session, &self.parts.registry, changed, rows).await?;
+        move_positions(&mut session, &moves).await?;
+        drill::reached("project.moved");
+        session.client().batch_execute("COMMIT").await?;
+        drill::reached("project.committed");
+        self.stored.clone_from(&self.folded);
+        self.session = Some(session);
+        self.begun = None;
+        Ok(())
+    }
+
+    fn moves(&self) -> Vec<Move> {
+        let each = self.folded.values().filter_map(|owned| {
+            let from = self.stored.get(&owned.partition)?.next_offset;
+            (owned.next_offset > from).then(|| Move {
+                topic: self.parts.topic.clone(),
+                partition: owned.partition,
+                epoch: owned.epoch,
+                from,
+                to: owned.next_offset,
+                log_time: owned.log_time,
+            })
+        });
+        each.collect()
+    }
+}
+
+/// The record that stands for an event's family: what it hangs on, or its own.
+fn head(registry: &Registry, arrived: &Arrived) -> RecordKey {
+    arrived
+        .parent_record(registry)
+        .unwrap_or_else(|| arrived.record())
+}
+
+fn payload(record: &OwnedMessage) -> usize {
+    record.payload().map_or(0, <[u8]>::len)
+}

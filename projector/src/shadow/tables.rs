@@ -188,6 +188,10 @@ impl Shadow {
         }
         for domain in &self.domains {
             hash.update(create_bare_tables(domain));
+            // How far back the fold looks decides as well what comes of it.
+            if let Some(history) = domain.history {
+                hash.update(format!("{} {}", domain.name, history.num_seconds()));
+            }
         }
         let digest = hash.finalize();
         digest[..8].iter().map(|byte| format!("{byte:02x}")).collect()

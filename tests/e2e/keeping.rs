@@ -5,7 +5,9 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
+use http::Method;
 use serde_json::{Value, json};
+use tidelog_http::auth::Role;
 use uuid::Uuid;
 
 use crate::support::eventually;
@@ -20,7 +22,7 @@ domain = "rounds"
 kind = "entity"
 topic = "sync.rounds.v1"
 policy = "merge"
-history = "6s"
+history = "8s"
 delete_flag = "is_deleted"
 
 [fields]
@@ -56,6 +58,16 @@ async fn work(phone: Phone, stop: Arc<AtomicBool>) {
     }
 }
 
+/// Goes on pulling, which is never told that anything is gone; answers what it holds in the end.
+async fn follow(phone: Phone, stop: Arc<AtomicBool>) -> Replica {
+    let mut replica = Replica::default();
+    while !stop.load(Ordering::Relaxed) {
+        replica.catch_up(&phone, "rounds", 20).await;
+        tokio::time::sleep(Duration::from_millis(100)).await;
+    }
+    replica
+}
+
 /// Everything as a phone has it that begins now.
 async fn anew(phone: &Phone) -> Replica {
     let mut replica = Replica::default();
@@ -65,9 +77,9 @@ async fn anew(phone: &Phone) -> Replica {
 
 fn verified(deployment: &Deployment) {
     let ran = deployment.run(&["verify", "--domain", "rounds", "--output", "json"]);
-    assert_eq!(ran.code, 0, "{ran:?}");
-    let told: Value = serde_json::from_str(&ran.stdout).expect("JSON");
-    assert_eq!(told[0]["differences"], json!([]), "{told}");
+    let told: Value = serde_json::from_str(&ran.stdout).unwrap_or_else(|e| panic!("{e}: {ran:?}"));
+    assert_eq!(told[0]["differences"], json!([]));
+    assert_eq!(ran.code, 0, "{}", ran.stderr);
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -95,6 +107,11 @@ async fn what_is_older_than_a_domains_history_goes_and_nobody_misses_a_change() 
         )
         .await
         .expect(200);
+    // A conflict that is decided, and an item that comes again.
+    let behind = json!({"mobile_id": stays, "version": 1, "place": "Stairwell C"}).to_string();
+    let told = ben.post("rounds", &[behind]).await.expect(200).json();
+    assert_eq!(told["conflicts"][0]["winner"], "merged", "{told}");
+    phone.post("rounds", &first[..1]).await.expect(200);
     let page = phone.page("rounds", "limit=1").await;
     let amid_the_walk = page["cursor"].as_str().expect("a cursor").to_owned();
     let old = anew(&phone).await.cursor.expect("a cursor");
@@ -106,11 +123,13 @@ async fn what_is_older_than_a_domains_history_goes_and_nobody_misses_a_change() 
 
     let stop = Arc::new(AtomicBool::new(false));
     let working = tokio::spawn(work(Phone::new(&service.deployment, &acme, "carl"), stop.clone()));
-    let mut follower = Replica::default();
+    let ended = Arc::new(AtomicBool::new(false));
+    let following = tokio::spawn(follow(
+        Phone::new(&service.deployment, &acme, "dora"),
+        ended.clone(),
+    ));
     let db = service.deployment.db().await;
     eventually("all partitions have forgotten the beginning", async || {
-        // Who goes on pulling is never told that anything is gone.
-        follower.catch_up(&ben, "rounds", 20).await;
         let floors = db
             .count(
                 "SELECT count(*) FROM positions WHERE feed_floor > 10 AND topic LIKE '%rounds%'",
@@ -120,7 +139,9 @@ async fn what_is_older_than_a_domains_history_goes_and_nobody_misses_a_change() 
         let tombs = db
             .count("SELECT count(*) FROM rounds WHERE mobile_id = $1", &[&goes])
             .await;
-        (floors == 3 && tombs == 0).then_some(())
+        let places = "SELECT count(*) FROM (SELECT tenant_id FROM outcomes UNION ALL SELECT tenant_id FROM conflicts) t WHERE tenant_id = $1";
+        let rest = db.count(places, &[&acme]).await;
+        (floors == 3 && tombs == 0 && rest == 0).then_some(())
     })
     .await;
 
@@ -150,6 +171,20 @@ async fn what_is_older_than_a_domains_history_goes_and_nobody_misses_a_change() 
     );
     phone.record("rounds", &stays.to_string()).await.expect(200);
 
+    // Nobody can tell any more what Ben did not know; so a person is asked, and what waits is not forgotten.
+    let late = [json!({"mobile_id": stays, "version": 1, "seen": 77}).to_string()];
+    let told = ben
+        .post_keyed("rounds", "a-key-of-bens-own", &late)
+        .await
+        .expect(200)
+        .json();
+    assert_eq!(told["conflicts"][0]["winner"], "none", "{told}");
+    let conflict = told["conflicts"][0]["conflict_id"]
+        .as_str()
+        .expect("an id")
+        .to_owned();
+    let asked = std::time::Instant::now();
+
     // Folded again while phones write and what is old goes.
     verified(&service.deployment);
     let rebuilt = service
@@ -161,12 +196,62 @@ async fn what_is_older_than_a_domains_history_goes_and_nobody_misses_a_change() 
         (&json!("swapped"), &json!([])),
         "{rebuilt}"
     );
-    follower.catch_up(&ben, "rounds", 20).await;
     tokio::time::sleep(Duration::from_secs(2)).await;
     verified(&service.deployment);
 
+    // The same events again, when their first effect is forgotten and their key too.
+    tokio::time::sleep(Duration::from_secs(11).saturating_sub(asked.elapsed())).await;
+    db.rows(
+        "DELETE FROM idempotency_records WHERE tenant_id = $1 AND scope = 'batch'",
+        &[&acme],
+    )
+    .await;
+    let again = ben
+        .post_keyed("rounds", "a-key-of-bens-own", &late)
+        .await
+        .expect(200)
+        .json();
+    assert_eq!(again["conflicts"][0]["conflict_id"], json!(conflict), "{again}");
+    let id: Uuid = conflict.parse().expect("a UUID");
+    let row = &db
+        .objects(
+            "SELECT winner, operation FROM conflicts WHERE conflict_id = $1",
+            &[&id],
+        )
+        .await;
+    assert_eq!(row.len(), 1, "{row:?}");
+    let sue = Phone::of(&service.deployment, &acme, "sue", "desk-1", Role::Supervisor);
+    let shown = sue
+        .get(&format!("/api/v1/conflicts/{conflict}"))
+        .await
+        .expect(200)
+        .json();
+    let decision = json!({"strategy": "client_wins", "version": shown["record_version"]});
+    let path = format!("/api/v1/conflicts/{conflict}/resolve");
+    let decided = sue
+        .send(
+            Method::POST,
+            &path,
+            &[("prefer", "wait=30")],
+            decision.to_string(),
+        )
+        .await;
+    decided.expect(200);
+    let record = phone
+        .record("rounds", &stays.to_string())
+        .await
+        .expect(200)
+        .json();
+    assert_eq!(
+        (&record["seen"], &record["place"]),
+        (&json!(77), &json!("Stairwell C")),
+        "{record}"
+    );
+
     stop.store(true, Ordering::Relaxed);
     working.await.expect("the work went well");
+    ended.store(true, Ordering::Relaxed);
+    let mut follower = following.await.expect("the cursor stayed good");
     follower.catch_up(&ben, "rounds", 20).await;
     let fresh = anew(&phone).await;
     assert_eq!(follower.records, fresh.records, "nothing was missed");

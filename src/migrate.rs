@@ -20,7 +20,7 @@ use crate::output::OutputArgs;
 use crate::settings::{DatabaseSettings, DomainSettings};
 
 /// Every file of `migrations/`, by name; a test sees to it that none is forgotten.
-const MIGRATIONS: [(&str, &str); 7] = [
+const MIGRATIONS: [(&str, &str); 8] = [
     ("V1__core", include_str!("../migrations/V1__core.sql")),
     (
         "V2__idempotency_items",
@@ -37,6 +37,7 @@ const MIGRATIONS: [(&str, &str); 7] = [
     ("V5__shadows", include_str!("../migrations/V5__shadows.sql")),
     ("V6__audit", include_str!("../migrations/V6__audit.sql")),
     ("V7__seal_keys", include_str!("../migrations/V7__seal_keys.sql")),
+    ("V8__feed_floor", include_str!("../migrations/V8__feed_floor.sql")),
 ];
 
 /// How long a statement waits for a lock that a running service holds.

@@ -52,6 +52,8 @@ struct Tally {
 struct Sums {
     /// How far each partition is applied.
     places: BTreeMap<i32, i64>,
+    /// Below which offset its feed may have gaps.
+    floors: BTreeMap<i32, i64>,
     /// By the digit that follows the prefix; NUL where none was asked for.
     ranges: BTreeMap<char, Tally>,
 }
@@ -130,6 +132,7 @@ pub(crate) async fn tell(
     let sums = sums(reading, &asked).await?;
     let cursor = match asked.cursor {
         Some(cursor) if is_ahead(&cursor, &sums.places) => return Err(FeedError::Ahead),
+        Some(cursor) if is_gone(&cursor, &sums.floors) => return Err(FeedError::GoneCursor),
         Some(cursor) => cursor,
         None => standing(&sums.places),
     };
@@ -211,21 +214,34 @@ async fn sums(reading: &Reading<'_>, asked: &Asked) -> Result<Sums, FeedError> {
         .await
 }
 
-/// The records of a range, in the order of their identity. Where somebody stands at a cursor does not change, so this need
-/// not see what the sums saw.
+/// Of each partition, where its feed begins.
+type Floors = BTreeMap<i32, i64>;
+
+/// Identity and version, and how many times more it came than it went.
+type Held = BTreeMap<(String, i64), i64>;
+
+/// The records of a range, in the order of their identity. Where somebody stands at a cursor does not change as long
+/// as the feed is kept from there, so this need not see what the sums saw.
 async fn members(reading: &Reading<'_>, cursor: &Cursor, prefix: &str) -> Result<Vec<Value>, FeedError> {
     let places = Places::of(Some(cursor), reading.from.is_child());
     let mut values = places.values(reading);
     values.push(&prefix);
-    let take = |held: &mut BTreeMap<(String, i64), i64>, row: Row| -> Result<(), FeedError> {
-        let adds: bool = row.try_get(0)?;
+    let take = |(floors, held): &mut (Floors, Held), row: Row| -> Result<(), FeedError> {
+        let Some(adds) = row.try_get::<_, Option<bool>>(0)? else {
+            let partition: &str = row.try_get(1)?;
+            floors.insert(partition.parse().unwrap_or_default(), row.try_get(2)?);
+            return Ok(());
+        };
         *held.entry((row.try_get(1)?, row.try_get(2)?)).or_default() += if adds { 1 } else { -1 };
         Ok(())
     };
-    let held = reading
+    let (floors, held) = reading
         .store
         .gather(&reading.from.statements.sums.members, &values, take)
         .await?;
+    if is_gone(cursor, &floors) {
+        return Err(FeedError::GoneCursor);
+    }
     let id_column = reading.from.domain.id_column();
     let held = held.into_iter().filter(|(_, times)| *times > 0);
     let record = |((id, version), _): ((String, i64), i64)| {
@@ -252,6 +268,13 @@ fn is_ahead(cursor: &Cursor, places: &BTreeMap<i32, i64>) -> bool {
     cursor.feed.iter().any(ahead)
 }
 
+/// Whether what has changed since is not all there any more.
+fn is_gone(cursor: &Cursor, floors: &BTreeMap<i32, i64>) -> bool {
+    floors
+        .iter()
+        .any(|(partition, floor)| cursor.next_in(*partition) < *floor)
+}
+
 /// The cursor of somebody who has all that is applied.
 fn standing(places: &BTreeMap<i32, i64>) -> Cursor {
     let mut cursor = Cursor::default();
@@ -265,6 +288,7 @@ impl Sums {
     fn take(&mut self, row: &Row) -> Result<(), FeedError> {
         if row.try_get(0)? {
             self.places.insert(row.try_get(1)?, row.try_get(2)?);
+            self.floors.insert(row.try_get(1)?, row.try_get(4)?);
             return Ok(());
         }
         let (part, sum): (&str, &str) = (row.try_get(3)?, row.try_get(5)?);

@@ -90,6 +90,12 @@ impl Cursor {
         &mut self.feed[at]
     }
 
+    /// The next offset to read in a partition.
+    pub(crate) fn next_in(&self, partition: i32) -> i64 {
+        let spot = self.feed.iter().find(|spot| spot.partition == partition);
+        spot.map_or(0, |spot| spot.next)
+    }
+
     /// Moves to what was applied, where that is further on: nothing of this domain lies between.
     pub(crate) fn advance(&mut self, partition: i32, applied: i64) {
         let spot = self.spot(partition);

@@ -34,6 +34,14 @@ pub enum FeedError {
         "the cursor cannot be used: {0}; a pull without `cursor` and `since` starts anew with everything"
     )]
     Cursor(TokenError),
+    /// What follows the cursor, or the time, is not kept any more.
+    #[error(
+        "what has changed since is not all kept any more; a pull without `cursor` and `since` starts anew with everything"
+    )]
+    GoneCursor,
+    /// What became of a batch's items is not kept any more.
+    #[error("what became of this batch is longer ago than is kept; the records say how they are now")]
+    GoneBatch,
     /// The cursor of a list cannot be used.
     #[error("the cursor cannot be used: {0}; a request without `cursor` answers the first page")]
     PageCursor(TokenError),
@@ -72,6 +80,7 @@ impl FeedError {
             }
             FeedError::TooMuch(refusal) => refusal.problem().status(),
             FeedError::Unfinished => StatusCode::CONFLICT,
+            FeedError::GoneCursor | FeedError::GoneBatch => StatusCode::GONE,
             FeedError::NotApplied(_) | FeedError::Ahead | FeedError::Unavailable | FeedError::KeyUnknown => {
                 StatusCode::SERVICE_UNAVAILABLE
             }
@@ -98,6 +107,18 @@ impl FeedError {
             FeedError::Cursor(_) | FeedError::PageCursor(_) => {
                 Problem::new(self.status(), "bad-cursor", "The cursor cannot be used").detail(detail)
             }
+            FeedError::GoneCursor => Problem::new(
+                self.status(),
+                "gone-cursor",
+                "The cursor is older than what the feed keeps",
+            )
+            .detail(detail),
+            FeedError::GoneBatch => Problem::new(
+                self.status(),
+                "gone-batch",
+                "The batch is older than what is kept",
+            )
+            .detail(detail),
             FeedError::Unfinished => Problem::new(
                 self.status(),
                 "unfinished-cursor",
@@ -199,6 +220,9 @@ mod tests {
     fn a_bad_cursor_says_how_to_go_on() {
         let problem = FeedError::Cursor(TokenError::NotOurs).problem();
         assert_eq!(problem.status(), 400);
+        assert!(problem.to_string().contains("starts anew"), "{problem}");
+        let problem = FeedError::GoneCursor.problem();
+        assert_eq!((problem.status().as_u16(), problem.is_retryable()), (410, false));
         assert!(problem.to_string().contains("starts anew"), "{problem}");
     }
 }

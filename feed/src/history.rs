@@ -67,6 +67,9 @@ struct Page<'a> {
     items: Vec<Entry<'a>>,
     has_more: bool,
     cursor: Option<String>,
+    /// What was before the first of these is not kept any more.
+    #[serde(skip_serializing_if = "std::ops::Not::not")]
+    forgotten: bool,
 }
 
 /// One page of a record's history.
@@ -97,8 +100,8 @@ pub(crate) async fn page(
         [&reading.tenant, &id, &reading.reader, &chain, &before, &most];
     let rows = reading.store.query(statement, &values).await?;
     let found = newest_first(rows)?;
-    // A record that is there has a past, and a cursor was given out only where there was more.
-    if found.is_empty() {
+    // A record that is there has a past, unless that is forgotten, and a cursor was given out only where there was more.
+    if found.is_empty() && !is_there(reading, &id).await? {
         return Err(ABSENT);
     }
     let next = next_place(&found, limit);
@@ -114,9 +117,32 @@ pub(crate) async fn page(
             .filter_map(|(found, before)| entry(found, before).transpose())
             .collect::<Result<_, _>>()?,
         has_more: next.is_some(),
+        forgotten: next.is_none() && begins_amid(&found)?,
         cursor: next.map(|place| token::seal(&context, &place)),
     };
     serde_json::to_string(&page).map_err(|error| unreadable(&error))
+}
+
+/// Whether the record is there for the reader although nothing is left of its past.
+async fn is_there(reading: &Reading<'_>, id: &Uuid) -> Result<bool, FeedError> {
+    if reading.from.domain.history.is_none() {
+        return Ok(false);
+    }
+    let spellings = vec![id.to_string()];
+    let values: [crate::store::Parameter<'_>; 3] = [&reading.tenant, &spellings, &reading.reader];
+    let rows = reading
+        .store
+        .query(&reading.from.statements.record, &values)
+        .await?;
+    Ok(!rows.is_empty())
+}
+
+/// Whether the first entry that there is names one before it.
+fn begins_amid(found: &[Found]) -> Result<bool, FeedError> {
+    match found.iter().rev().find(|found| found.applied) {
+        Some(first) => Ok(first.row.try_get::<_, Option<i64>>("previous_offset")?.is_some()),
+        None => Ok(found.is_empty()),
+    }
 }
 
 fn newest_first(rows: Vec<Row>) -> Result<Vec<Found>, FeedError> {

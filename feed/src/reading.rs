@@ -10,6 +10,7 @@ use tidelog_http::auth::Caller;
 use tokio_postgres::Row;
 use uuid::Uuid;
 
+use crate::cursor::Cursor;
 use crate::error::FeedError;
 use crate::filter::Values;
 use crate::opening::{Closed, Opener};
@@ -51,6 +52,8 @@ pub(crate) struct Place {
     pub(crate) next_offset: i64,
     /// Everything in the partition with an earlier log time is applied.
     pub(crate) applied_through: DateTime<Utc>,
+    /// Below it the feed may have gaps.
+    pub(crate) floor: i64,
 }
 
 /// What one statement brought, out of one snapshot.
@@ -151,6 +154,7 @@ impl Batch {
                 partition: row.try_get(1)?,
                 next_offset: row.try_get(2)?,
                 applied_through: row.try_get(3)?,
+                floor: row.try_get(6)?,
             });
         } else {
             self.rows.push(Found::of(row, id_column)?);
@@ -173,6 +177,15 @@ impl Batch {
         }
         opener.open(reading.tenant, closed).await?;
         Ok(())
+    }
+
+    /// Refuses a cursor of before what the feed keeps. Of what its statement missed the floor is in the same snapshot.
+    pub(crate) fn reaches(&self, cursor: &Cursor) -> Result<(), FeedError> {
+        let gone = |place: &Place| cursor.next_in(place.partition) < place.floor;
+        match self.places.iter().any(gone) {
+            true => Err(FeedError::GoneCursor),
+            false => Ok(()),
+        }
     }
 
     /// Every change with an earlier log time is applied, in all partitions. A partition that is missing below
@@ -288,6 +301,7 @@ mod tests {
         let places = places.iter().map(|(partition, seconds)| Place {
             partition: *partition,
             next_offset: 0,
+            floor: 0,
             applied_through: DateTime::from_timestamp(*seconds, 0).expect("a time"),
         });
         Batch {

@@ -24,6 +24,10 @@ const BATCH: &str = "SELECT domain, user_id, received_at, appended_items, append
   FROM batches
  WHERE tenant_id = $1 AND batch_id = $2";
 
+const STANDS: &str = "SELECT p.next_offset > k.last, p.feed_floor
+  FROM unnest($1::text[], $2::integer[], $3::bigint[]) AS k (topic, partition, last)
+  LEFT JOIN positions p ON p.topic = k.topic AND p.partition = k.partition";
+
 const UNKNOWN: FeedError = FeedError::NotFound("there is no such batch of yours");
 
 /// What receipts are resolved with.
@@ -68,8 +72,45 @@ impl Receipts<'_> {
             None if receipt.is_some() => {}
             _ => return Err(UNKNOWN),
         }
+        let outcomes = self
+            .complete(&caller.tenant, batch, noted.as_ref(), receipt.as_ref(), outcomes)
+            .await?;
         self.answer(&caller.tenant, batch, noted, receipt, &outcomes)
             .ok_or(UNKNOWN)
+    }
+
+    /// Where outcomes are missing although everything is applied, they are so long ago that they are kept no longer. They are
+    /// looked for once more after the positions, since they may have come between.
+    async fn complete(
+        &self,
+        tenant: &TenantId,
+        batch: BatchId,
+        noted: Option<&Noted>,
+        receipt: Option<&Receipt>,
+        outcomes: Vec<ItemOutcome>,
+    ) -> Result<Vec<ItemOutcome>, FeedError> {
+        let told = noted
+            .map(|noted| (noted.appended_items, &noted.appended))
+            .or(receipt.map(|receipt| (receipt.appended_items, &receipt.appended)));
+        let Some((items, appended)) = told.filter(|(items, _)| outcomes.len() < *items as usize) else {
+            return Ok(outcomes);
+        };
+        let topics: Vec<&str> = appended.iter().map(|(at, _)| at.topic.as_str()).collect();
+        let partitions: Vec<i32> = appended.iter().map(|(at, _)| at.partition).collect();
+        let last: Vec<i64> = appended.iter().map(|(_, last)| last).collect();
+        let (mut applied, mut forgets) = (true, false);
+        for row in self.store.query(STANDS, &[&topics, &partitions, &last]).await? {
+            applied &= row.try_get::<_, Option<bool>>(0)?.unwrap_or(false);
+            forgets |= row.try_get::<_, Option<i64>>(1)?.unwrap_or(0) > 0;
+        }
+        if !(applied && forgets) {
+            return Ok(outcomes);
+        }
+        let outcomes = self.outcomes.find(tenant, batch).await?;
+        match outcomes.len() < items as usize {
+            true => Err(FeedError::GoneBatch),
+            false => Ok(outcomes),
+        }
     }
 
     async fn noted(&self, tenant: &TenantId, batch: BatchId) -> Result<Option<Noted>, FeedError> {

@@ -62,6 +62,7 @@ pub(crate) async fn follow(
             all,
         };
         let mut batch = fetch(reading, cursor, &ask).await?;
+        batch.reaches(cursor)?;
         first = false;
         let told = page.len();
         let applied = batch.applied_through();

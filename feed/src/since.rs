@@ -14,6 +14,9 @@ pub(crate) async fn locate(reading: &Reading<'_>, since: DateTime<Utc>) -> Resul
         .store
         .query(&reading.from.statements.since, &[&tenant, topic, &since])
         .await?;
+    if rows.iter().any(|row| row.try_get(2).unwrap_or(true)) {
+        return Err(FeedError::GoneCursor);
+    }
     let feed = rows
         .iter()
         .map(|row| {

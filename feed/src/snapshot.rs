@@ -29,6 +29,8 @@ pub(crate) async fn walk(
         if cursor.walk.is_none() {
             pin(cursor, &batch.places);
         }
+        // A walk that takes longer than the feed is kept cannot be followed up.
+        batch.reaches(cursor)?;
         let told = page.len();
         for row in &mut batch.rows {
             if row.tells() {

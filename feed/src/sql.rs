@@ -26,7 +26,8 @@ pub(crate) struct Statements {
     /// `$9`, the identity last read at each offset. What is read lies after (offset, identity) there, else from the
     /// offset on.
     pub(crate) follow: String,
-    /// For each partition the first offset at which the tenant has a change at or after a time. `$2` topic, `$3` time.
+    /// For each partition the first offset at which the tenant has a change at or after a time, and whether some may be gone. `$2`
+    /// topic, `$3` time.
     pub(crate) since: String,
     /// One record. `$2` the spellings of its identity, the preferred one first, `$3` reader.
     pub(crate) record: String,
@@ -55,9 +56,9 @@ impl Statements {
 }
 
 /// The positions of a topic, in the columns that `walk` and `follow` share: whether it is a place, partition, offset,
-/// time, identity, parent, version, removed, last_sync_timestamp, doc.
+/// time, identity, parent, version (of a place the floor), removed, last_sync_timestamp, doc.
 const PLACES: &str = r#"SELECT true, p.partition, p.next_offset, p.applied_through,
-       NULL::text, NULL::uuid, NULL::bigint, false, NULL::timestamptz, NULL::text"#;
+       NULL::text, NULL::uuid, p.feed_floor, false, NULL::timestamptz, NULL::text"#;
 
 /// What the pieces of a statement are called in one domain.
 struct Names<'a> {
@@ -202,7 +203,7 @@ SELECT false, NULL::integer, NULL::bigint, NULL::timestamptz,
     fn places(&self) -> String {
         let (start, after, array, name) = self.place_columns("$9");
         format!(
-            r#"SELECT p.partition, p.next_offset, p.applied_through, {start} AS start{after}
+            r#"SELECT p.partition, p.next_offset, p.applied_through, p.feed_floor, {start} AS start{after}
       FROM positions p
       LEFT JOIN unnest($5::integer[], $6::bigint[]{array}) AS c (partition, start{name}) ON c.partition = p.partition
      WHERE p.topic = $2"#
@@ -276,19 +277,19 @@ SELECT false, s.partition, s."offset", s.changed_at,
         )
     }
 
-    /// A binary search in each partition, as log times never fall there. Each step asks for the tenant's first change
+    /// A binary search in each partition above its floor, as log times never fall there. Each step asks for the tenant's first change
     /// at or after the middle. Plan: one probe of the feed's key a step.
     fn since(&self) -> String {
         format!(
-            r#"WITH RECURSIVE search (partition, low, high) AS (
-    SELECT partition, 0::bigint, next_offset
+            r#"WITH RECURSIVE search (partition, gone, low, high) AS (
+    SELECT partition, feed_floor > 0 AND feed_floor_at > $3, feed_floor, next_offset
       FROM positions
      WHERE topic = $2
     UNION ALL
-    SELECT s.partition,
+    SELECT s.partition, s.gone,
            CASE WHEN probe.changed_at < $3 THEN probe."offset" + 1 ELSE s.low END,
            CASE WHEN probe.changed_at < $3 THEN s.high ELSE s.middle END
-      FROM (SELECT partition, low, high, (low + high) / 2 AS middle FROM search WHERE low < high) s
+      FROM (SELECT partition, gone, low, high, (low + high) / 2 AS middle FROM search WHERE low < high) s
       LEFT JOIN LATERAL (
         SELECT "offset", changed_at
           FROM {changes}
@@ -297,7 +298,7 @@ SELECT false, s.partition, s."offset", s.changed_at,
          LIMIT 1
       ) probe ON true
 )
-SELECT partition, max(low) FROM search GROUP BY partition"#,
+SELECT partition, max(low), bool_or(gone) FROM search GROUP BY partition"#,
             changes = self.changes,
         )
     }

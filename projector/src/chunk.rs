@@ -98,6 +98,9 @@ pub struct Results {
     pub resolved: Vec<ResolvedRow>,
 }
 
+/// What is needed of a past where no change is: only what became of the same items.
+pub const OUTCOMES_ALONE: i64 = i64::MAX;
+
 /// Which pasts a chunk needs beside the states, and for each the version after which it is needed.
 pub fn needed_pasts(events: &[Arc<Arrived>], world: &World) -> HashMap<RecordKey, i64> {
     let mut needed: HashMap<RecordKey, i64> = HashMap::new();
@@ -112,7 +115,9 @@ pub fn needed_pasts(events: &[Arc<Arrived>], world: &World) -> HashMap<RecordKey
                 .and_then(|record| record.conflicts.get(&resolution.conflict_id))
                 .map(|kept| kept.base),
         };
-        if let Some(after) = after {
+        // A record that was forgotten begins again at its first version, so a version no longer tells that an item is new.
+        let remembers = arrived.domain.history.is_some() && arrived.domain.is_entity();
+        if let Some(after) = after.or(remembers.then_some(OUTCOMES_ALONE)) {
             let least = needed.entry(key).or_insert(after);
             *least = after.min(*least);
         }
@@ -152,7 +157,10 @@ pub fn fold_chunk(registry: &Registry, world: &mut World, events: &[Arc<Arrived>
             let parent_state = parent_key
                 .as_ref()
                 .and_then(|key| world.records.get(key))
-                .and_then(|record| record.state.as_ref());
+                .and_then(|record| {
+                    let horizon = parent_domain?.horizon(arrived.log_time);
+                    record.state_since(horizon)
+                });
             let parent = parent_state.zip(parent_domain.map(|domain| &domain.visibility));
             let nothing = Record::default();
             fold(world.records.get(&key).unwrap_or(&nothing), parent, arrived)
@@ -207,6 +215,7 @@ fn not_applied(
     record.past.note(
         arrived.key(),
         repeatable(&outcome).then_some(arrived.content),
+        arrived.log_time,
         outcome.clone(),
     );
     keep_attempt(world, results, arrived, key, conflict);
@@ -250,9 +259,14 @@ fn keep_attempt(
             Winner::None => Standing::Open,
             _ => Standing::Decided,
         },
+        at: arrived.log_time,
     };
     let record = world.records.entry(key.clone()).or_default();
     record.conflicts.insert(conflict_id, kept);
+    // The same event again, its first effect forgotten: the conflict begins anew.
+    results
+        .resolved
+        .retain(|row| row.resolved.conflict_id != conflict_id);
     results.conflicts.push(ConflictRow {
         conflict_id,
         arrived: arrived.clone(),
@@ -271,6 +285,7 @@ fn note_resolved(
     let record = world.records.entry(key.clone()).or_default();
     if let Some(kept) = record.conflicts.get_mut(&resolved.conflict_id) {
         kept.standing = Standing::Resolved(arrived.key());
+        kept.at = arrived.log_time;
     }
     results.resolved.push(ResolvedRow {
         arrived: arrived.clone(),
@@ -288,7 +303,12 @@ fn applied(
     conflict_id: Option<Uuid>,
 ) {
     let record = world.records.entry(key.clone()).or_default();
-    record.past.note(arrived.key(), Some(arrived.content), outcome);
+    record
+        .past
+        .note(arrived.key(), Some(arrived.content), arrived.log_time, outcome);
+    if step.previous_offset.is_none() {
+        record.past.begin();
+    }
     if arrived.domain.is_entity() {
         // An item further on in this chunk may be behind this change, which no store knows yet.
         record.past.note_change(past_change(&step));
@@ -317,6 +337,7 @@ fn past_change(step: &Step) -> PastChange {
         device: state.device.clone(),
         device_type: state.device_type.clone(),
         item_time: state.item_time,
+        log_time: state.changed_at,
     }
 }
 

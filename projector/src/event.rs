@@ -181,6 +181,11 @@ impl Arrived {
         (self.event.batch, self.event.index)
     }
 
+    /// How far back it looks; what is older counts as if it had never been.
+    pub fn horizon(&self) -> DateTime<Utc> {
+        self.domain.horizon(self.log_time)
+    }
+
     /// When the device did it: corrected by the gateway, never later than the log's time.
     pub fn item_time(&self) -> DateTime<Utc> {
         self.event.time.min(self.log_time)

@@ -5,10 +5,10 @@
 use crate::document::{Touched, judge, touched, write_defaults};
 use crate::event::Arrived;
 use crate::merge::Kept;
-use crate::policy::{Attempt, Side, Verdict, decide, standing};
+use crate::policy::{Attempt, Side, Verdict, decide, out_of_sight, standing};
 use crate::resolve::{Resolved, resolve};
 use crate::seals::{patch_against, unified};
-use crate::state::{Doc, Record, State};
+use crate::state::{Doc, PastChange, Record, State};
 use serde_json::Value;
 use std::sync::Arc;
 use tidelog_events::domain::{Audience, Kind, Reader, Visibility};
@@ -101,15 +101,18 @@ impl Conflict {
 /// The record that another one hangs on, with its domain's rule of who may see and write it.
 pub(crate) type ParentOf<'a> = Option<(&'a State, &'a Visibility)>;
 
-/// Folds one event into its record. `parent` is the record that it hangs on, where the domain has one and it exists.
+/// Folds one event into its record. `parent` is the record that it hangs on, where the domain has one and it exists. What is
+/// older than the domain's horizon before the event counts as if it had never been: the store may have removed it by now, or
+/// not yet, and the log folded again later has to say the same.
 pub fn fold(record: &Record, parent: ParentOf<'_>, arrived: &Arrived) -> Folded {
-    if record.past.of_event(arrived.key()).is_some() && drill::guarded("repeat") {
+    let horizon = arrived.horizon();
+    if record.past.of_event(arrived.key(), horizon).is_some() && drill::guarded("repeat") {
         return Folded::Repeat;
     }
     if let Some(resolution) = &arrived.resolution {
         return resolve(record, parent, arrived, resolution);
     }
-    if let Some(first) = record.past.of_content(arrived.content) {
+    if let Some(first) = record.past.of_content(arrived.content, horizon) {
         return not_applied(Outcome::Duplicate {
             first: Box::new(first.clone()),
         });
@@ -122,7 +125,7 @@ pub fn fold(record: &Record, parent: ParentOf<'_>, arrived: &Arrived) -> Folded 
 
 fn fold_telemetry(record: &Record, arrived: &Arrived, replace: bool) -> Folded {
     match &record.state {
-        Some(state) if !replace => {
+        Some(state) if !replace || may_be_forgotten(state, arrived) => {
             let first = Outcome::Applied {
                 change: Change::Created,
                 version: state.version,
@@ -139,8 +142,15 @@ fn fold_telemetry(record: &Record, arrived: &Arrived, replace: bool) -> Folded {
     }
 }
 
+/// A copy that its device made before the horizon, and before the one that is here. Whether it was here before is forgotten;
+/// so the later one stands.
+fn may_be_forgotten(state: &State, arrived: &Arrived) -> bool {
+    let time = arrived.item_time();
+    time < arrived.horizon() && time <= state.item_time
+}
+
 fn fold_entity(record: &Record, parent: ParentOf<'_>, arrived: &Arrived) -> Folded {
-    let state = record.state.as_ref();
+    let state = record.state_since(arrived.horizon());
     if !may_write(state, parent, arrived) {
         return refused(ItemError::forbidden());
     }
@@ -150,7 +160,7 @@ fn fold_entity(record: &Record, parent: ParentOf<'_>, arrived: &Arrived) -> Fold
             version: state.map(|state| state.version),
         });
     }
-    if let Some(state) = state.filter(|state| is_behind(state, arrived)) {
+    if let Some(state) = state.filter(|state| is_behind(record, state, arrived)) {
         return conflict(record, state, parent, arrived);
     }
     if arrived.event.operation == Operation::Delete {
@@ -169,12 +179,34 @@ fn fold_entity(record: &Record, parent: ParentOf<'_>, arrived: &Arrived) -> Fold
     }
 }
 
-/// Behind: the record has versions after the item's base, and not all of them are this user's and device's own.
-fn is_behind(state: &State, arrived: &Arrived) -> bool {
-    let own_run = state.user == arrived.event.user.as_str()
+/// Behind: the record has versions after the item's base, and not all of them are this user's and device's own. Where some
+/// of these are forgotten, so is whether the item made one of them; its own time then tells that it came after.
+fn is_behind(record: &Record, state: &State, arrived: &Arrived) -> bool {
+    let told = arrived.item_time() >= arrived.horizon() || in_sight(record, state, arrived);
+    let own_run = told
+        && state.user == arrived.event.user.as_str()
         && state.device == arrived.event.device.as_str()
         && arrived.event.base >= state.run_from;
     arrived.event.base < state.version && !own_run
+}
+
+/// Whether the changes that made the versions after the item's base are all remembered.
+fn in_sight(record: &Record, state: &State, arrived: &Arrived) -> bool {
+    remembers(record, state, arrived, arrived.event.base)
+}
+
+/// Whether the changes that made the record's versions after `base` are all within the event's horizon.
+pub(crate) fn remembers(record: &Record, state: &State, arrived: &Arrived, base: i64) -> bool {
+    arrived.domain.history.is_none()
+        || base >= state.version
+        || since(record, arrived, base)
+            .first()
+            .is_some_and(|change| change.version == base + 1)
+}
+
+/// The changes that made the versions after `base`, as far as the event looks back.
+pub(crate) fn since<'a>(record: &'a Record, arrived: &Arrived, base: i64) -> &'a [PastChange] {
+    record.past.changes_after(base, arrived.horizon())
 }
 
 fn may_write(state: Option<&State>, parent: ParentOf<'_>, arrived: &Arrived) -> bool {
@@ -199,7 +231,7 @@ fn may_write(state: Option<&State>, parent: ParentOf<'_>, arrived: &Arrived) -> 
 /// item's outcome. Otherwise the attempt is kept, whoever won.
 fn conflict(record: &Record, state: &State, parent: ParentOf<'_>, arrived: &Arrived) -> Folded {
     let event = &arrived.event;
-    let changes = unified(&arrived.domain, state, record.past.changes_after(event.base));
+    let changes = unified(&arrived.domain, state, since(record, arrived, event.base));
     let since = &*changes;
     let patch = patch_against(arrived, Some(state), since);
     let attempt = Attempt {
@@ -213,7 +245,10 @@ fn conflict(record: &Record, state: &State, parent: ParentOf<'_>, arrived: &Arri
             time: arrived.item_time(),
         },
     };
-    let decision = decide(&arrived.domain, event.policy, state, since, &attempt);
+    let decision = match in_sight(record, state, arrived) {
+        true => decide(&arrived.domain, event.policy, state, since, &attempt),
+        false => out_of_sight(event.policy, state, &attempt),
+    };
     let step = match decision.verdict {
         Verdict::Stay => None,
         Verdict::Delete => Some(step(Some(state), parent, arrived, Doc::new(), true)),

@@ -17,7 +17,7 @@ use uuid::Uuid;
 /// By key; that it is the record's own keeps a resolution from reaching into another one.
 const SQL: &str = "SELECT k.n, c.conflict_id, c.operation, c.winner, c.client_version, c.client_doc::text AS client_doc, \
                           c.user_id, c.device_id, c.client_device_type AS device_type, c.client_time, \
-                          c.resolved_batch_id, c.resolved_batch_index \
+                          c.resolved_batch_id, c.resolved_batch_index, coalesce(c.resolved_at, c.occurred_at) AS at \
                    FROM unnest($1::bigint[], $2::text[], $3::uuid[], $4::text[], $5::text[]) AS k(n, tenant, id, domain, subject) \
                    JOIN conflicts c ON c.conflict_id = k.id AND c.tenant_id = k.tenant AND c.domain = k.domain \
                         AND c.mobile_id = k.subject::uuid";
@@ -74,6 +74,7 @@ fn read(row: &Row) -> Result<KeptAttempt, ProjectorError> {
             (None, "none") => Standing::Open,
             (None, _) => Standing::Decided,
         },
+        at: get(row, "at")?,
     })
 }
 

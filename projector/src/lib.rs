@@ -11,6 +11,7 @@
 //!   is made ready
 //! - `consumer`, `backlog`, `ownership`: which partitions are whose, and where they stand
 //! - `notify`, `dead`: wake-ups for readers, and what could not be read
+//! - `history`: what lies beyond the history that a domain keeps, removed
 //! - [`keys`]: keys of sealed values, from their topic into their table
 //! - [`log`], [`shadow`], `bulk`: a topic's log read outside the group, and folded again beside the live tables
 
@@ -25,6 +26,7 @@ mod error;
 pub mod event;
 mod flight;
 pub mod fold;
+mod history;
 pub mod hits;
 mod kept;
 pub mod keys;
@@ -107,6 +109,14 @@ pub async fn run(config: ProjectorConfig, mut outer: watch::Receiver<bool>) -> R
         moved,
         shutdown.clone(),
     ));
+    let keeping = history::Keeping {
+        brokers: config.brokers.clone(),
+        topic_prefix: config.topic_prefix.clone(),
+        schema: config.schema.clone(),
+        database: config.database.clone(),
+        registry: config.registry.clone(),
+    };
+    let keeping = tokio::spawn(history::run(keeping, shutdown.clone()));
     let parts = consumer::ConsumerParts {
         brokers: config.brokers,
         group: config.group,
@@ -137,6 +147,7 @@ pub async fn run(config: ProjectorConfig, mut outer: watch::Receiver<bool>) -> R
     };
     while workers.join_next().await.is_some() {}
     notifier.abort();
+    keeping.abort();
     let ended = ended.map_err(|error| ProjectorError::Consumer(error.to_string()))?;
     failed.map_or(ended, Err)
 }

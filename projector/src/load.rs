@@ -2,13 +2,14 @@
 //! where an event may be a repeat, the record's past. Reads by key only; what the rows mean is the fold's.
 
 use crate::ProjectorError;
-use crate::chunk::{World, child_domains, needed_pasts, repeatable};
+use crate::chunk::{OUTCOMES_ALONE, World, child_domains, needed_pasts, repeatable};
 use crate::document::Touched;
 use crate::event::Arrived;
 use crate::kept::load_conflicts;
 use crate::session::Session;
 use crate::sheet::get;
 use crate::state::{Doc, Past, PastChange, RecordKey, State};
+use chrono::{DateTime, Utc};
 use futures_util::future::try_join_all;
 use serde_json::Value;
 use std::collections::{BTreeMap, BTreeSet, HashMap};
@@ -88,7 +89,8 @@ fn note_known(found: &[Row], events: &[Arc<Arrived>], world: &mut World) -> Resu
         if let Some(arrived) = numbered(row, events)? {
             let outcome = read_outcome(&get::<String>(row, "detail")?)?;
             let record = world.records.entry(arrived.record()).or_default();
-            record.past.note(arrived.key(), None, outcome);
+            let at = get(row, "logged_at")?;
+            record.past.note(arrived.key(), None, at, outcome);
         }
     }
     Ok(())
@@ -297,7 +299,7 @@ async fn load_children_of(
 /// Events that were folded before without applying: their outcome stands, whatever the record became since. The table
 /// holds only what did not apply, so that this probe of every event is a probe of a small index.
 async fn known_events(session: &mut Session, events: &[Arc<Arrived>]) -> Result<Lookup, ProjectorError> {
-    const SQL: &str = "SELECT k.n, o.detail::text AS detail FROM unnest($1::bigint[], $2::text[], $3::uuid[], $4::int[]) \
+    const SQL: &str = "SELECT k.n, o.logged_at, o.detail::text AS detail FROM unnest($1::bigint[], $2::text[], $3::uuid[], $4::int[]) \
                        AS k(n, tenant, batch, index) JOIN outcomes o ON o.tenant_id = k.tenant AND o.batch_id = k.batch \
                        AND o.batch_index = k.index";
     let numbers: Vec<i64> = (0..events.len() as i64).collect();
@@ -331,7 +333,7 @@ async fn load_pasts(
     world: &mut World,
 ) -> Result<(), ProjectorError> {
     let mut chains: BTreeMap<String, Vec<Chain>> = BTreeMap::new();
-    for (key, after) in &needed {
+    for (key, after) in needed.iter().filter(|(_, after)| **after < OUTCOMES_ALONE) {
         if let Some(state) = world.records.get(key).and_then(|record| record.state.as_ref()) {
             let chain = Chain {
                 key: key.clone(),
@@ -393,7 +395,8 @@ async fn walk_feed(
         );
         let content: Uuid = get(&row, "item_hash")?;
         let past = &mut world.records.entry(chain.key.clone()).or_default().past;
-        past.note(event, Some(content), applied_outcome(&row, change)?);
+        let at = get(&row, "changed_at")?;
+        past.note(event, Some(content), at, applied_outcome(&row, change)?);
         if domain.is_entity() {
             past.note_change(read_change(&row, change)?);
         }
@@ -408,7 +411,7 @@ fn past_of(domain: &Domain) -> String {
     let cast = if domain.is_entity() { "::uuid" } else { "" };
     let columns = format!(
         "c.tenant_id, c.{id}, c.partition, c.\"offset\", c.previous_offset, c.version, c.operation, c.batch_id, \
-         c.batch_index, c.item_hash, c.conflict_id, c.fields, c.before, c.user_id, c.device_id, c.device_type, c.item_time"
+         c.batch_index, c.item_hash, c.conflict_id, c.fields, c.before, c.user_id, c.device_id, c.device_type, c.item_time, c.changed_at"
     );
     format!(
         "WITH RECURSIVE past AS (\
@@ -422,7 +425,7 @@ fn past_of(domain: &Domain) -> String {
                 AND c.\"offset\" = p.previous_offset AND c.{id} = p.{id} \
            WHERE p.version > p.after\
          ) SELECT p.n, p.version, p.operation, p.batch_id, p.batch_index, p.item_hash, p.conflict_id, p.fields, \
-                  p.before::text AS before, p.user_id, p.device_id, p.device_type, p.item_time, \
+                  p.before::text AS before, p.user_id, p.device_id, p.device_type, p.item_time, p.changed_at, \
                   x.policy, x.winner, x.result_version, x.client_version, \
                   x.strategy, x.resolved_batch_id \
          FROM past p LEFT JOIN conflicts x ON x.conflict_id = p.conflict_id ORDER BY p.n, p.\"offset\"",
@@ -453,6 +456,7 @@ fn read_change(row: &Row, change: Change) -> Result<PastChange, ProjectorError> 
         device: get(row, "device_id")?,
         device_type: read_device_type(row)?,
         item_time: get(row, "item_time")?,
+        log_time: get(row, "changed_at")?,
     })
 }
 
@@ -503,7 +507,7 @@ async fn find_same_items(
     asking: &[&Arc<Arrived>],
     world: &mut World,
 ) -> Result<(), ProjectorError> {
-    const SQL: &str = "SELECT k.n, o.batch_id, o.batch_index, o.detail::text AS detail \
+    const SQL: &str = "SELECT k.n, o.batch_id, o.batch_index, o.logged_at, o.detail::text AS detail \
                        FROM unnest($1::bigint[], $2::text[], $3::uuid[]) AS k(n, tenant, hash) \
                        JOIN outcomes o ON o.tenant_id = k.tenant AND o.item_hash = k.hash ORDER BY k.n, o.\"offset\"";
     let numbers: Vec<i64> = (0..asking.len() as i64).collect();
@@ -527,14 +531,21 @@ async fn find_same_items(
             &mut world.records.entry(arrived.record()).or_default().past,
             event,
             content,
+            get(&row, "logged_at")?,
             outcome,
         );
     }
     Ok(())
 }
 
-fn note_by_content(past: &mut Past, event: (BatchId, u32), content: Option<Uuid>, outcome: Outcome) {
+fn note_by_content(
+    past: &mut Past,
+    event: (BatchId, u32),
+    content: Option<Uuid>,
+    at: DateTime<Utc>,
+    outcome: Outcome,
+) {
     if content.is_some() {
-        past.note(event, content, outcome);
+        past.note(event, content, at, outcome);
     }
 }

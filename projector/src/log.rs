@@ -92,10 +92,20 @@ impl Log {
 
     /// Each partition's first record that is no older than `time`; where there is none, the offset after its last.
     pub async fn at_time(&self, time: DateTime<Utc>) -> Result<BTreeMap<i32, i64>, ProjectorError> {
+        let partitions = self.bounds().await?.into_keys();
+        self.at_times(partitions.map(|partition| (partition, time)).collect())
+            .await
+    }
+
+    /// The same, of each of these partitions at a time of its own.
+    pub async fn at_times(
+        &self,
+        times: BTreeMap<i32, DateTime<Utc>>,
+    ) -> Result<BTreeMap<i32, i64>, ProjectorError> {
         let log = self.clone();
         self.ask(move |consumer| {
             let mut asked = TopicPartitionList::new();
-            for partition in partitions(consumer, &log.topic)? {
+            for (partition, time) in times {
                 asked.add_partition_offset(&log.topic, partition, Offset::Offset(time.timestamp_millis()))?;
             }
             let mut found = BTreeMap::new();

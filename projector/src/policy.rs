@@ -135,6 +135,28 @@ pub fn decide(
     without_empty_change(decision, state)
 }
 
+/// What becomes of an attempt whose base lies further back than the record's past is kept. Nobody can tell any more what the
+/// device did not know, nor whether it is a repeat of what was applied then: to let it change the record might undo later work,
+/// to let it go might lose its own. So the record stays, and a person decides; but where nothing hangs on it, nobody is asked:
+/// the policy would let the record stay, or the attempt wants what it says already.
+pub fn out_of_sight(policy: Policy, state: &State, attempt: &Attempt<'_>) -> Decision {
+    let stays = match policy {
+        Policy::ServerWins => true,
+        Policy::MostRecentWins => !attempt.side.beats(&Side::of_state(state)),
+        _ => false,
+    };
+    let mut wanted = state.doc.clone();
+    merge_patch(&mut wanted, attempt.patch.clone());
+    let says_so = match attempt.deletes {
+        true => state.deleted,
+        false => !state.deleted && wanted == state.doc,
+    };
+    match stays || says_so {
+        true => Decision::server(),
+        false => Decision::whole(Verdict::Stay, Winner::None),
+    }
+}
+
 /// The document that a stale update goes on from: the record's, or, if it was deleted, what the deletion removed, since
 /// an update that beats a deletion undoes it.
 pub fn standing<'a>(state: &'a State, since: &'a [PastChange]) -> Option<&'a Doc> {

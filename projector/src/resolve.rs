@@ -3,9 +3,9 @@
 
 use crate::document::judge;
 use crate::event::Arrived;
-use crate::fold::{Folded, ParentOf, Step, refused, step};
+use crate::fold::{Folded, ParentOf, Step, refused, remembers, since, step};
 use crate::merge::Kept;
-use crate::policy::{Attempt, Decision, Side, Verdict, decide, standing};
+use crate::policy::{Attempt, Decision, Side, Verdict, decide, out_of_sight, standing};
 use crate::seals::{adopted, unified};
 use crate::state::{Doc, KeptAttempt, Record, Standing, State};
 use tidelog_events::domain::Policy;
@@ -49,11 +49,9 @@ pub(crate) fn resolve(
     arrived: &Arrived,
     resolution: &Resolution,
 ) -> Folded {
-    let found = record
-        .state
-        .as_ref()
-        .zip(record.conflicts.get(&resolution.conflict_id));
-    let Some((state, kept)) = found else {
+    let horizon = arrived.horizon();
+    let kept = record.conflicts.get(&resolution.conflict_id);
+    let Some(kept) = kept.filter(|kept| !kept.is_forgotten(horizon)) else {
         return cannot(ErrorCode::NoConflict, "the record has no such conflict");
     };
     match kept.standing {
@@ -76,6 +74,9 @@ pub(crate) fn resolve(
     if event.role == Role::User && event.user.as_str() != kept.user {
         return refused(ItemError::forbidden());
     }
+    let Some(state) = record.state_since(horizon) else {
+        return of_nothing(resolution);
+    };
     // That the record stays as it is can be said of whatever it has become.
     if resolution.strategy != Strategy::ServerWins && event.base != state.version {
         let message = format!(
@@ -89,14 +90,15 @@ pub(crate) fn resolve(
         Verdict::Stay => None,
         Verdict::Delete => Some(step(Some(state), parent, arrived, Doc::new(), true)),
         Verdict::Replace(doc) => {
-            let since = unified(&arrived.domain, state, record.past.changes_after(kept.base));
+            let since = unified(&arrived.domain, state, since(record, arrived, kept.base));
             match judge(&arrived.domain, standing(state, &since), &doc) {
                 Ok(()) => Some(step(Some(state), parent, arrived, doc, false)),
                 Err(error) => return refused(error),
             }
         }
     };
-    resolved(state, step, resolution, decision.winner, decision.kept)
+    let version = step.as_ref().map_or(state.version, |step| step.state.version);
+    resolved(version, step, resolution, decision.winner, decision.kept)
 }
 
 /// What the strategy makes of the record. By `manual` it is the person's own patch, which stands for the item.
@@ -113,11 +115,14 @@ fn decision(
     } else {
         resolution.strategy.policy()
     };
-    let since = unified(&arrived.domain, state, record.past.changes_after(kept.base));
+    // A record may have been made anew since the attempt, when the old one was forgotten.
+    let in_sight = kept.at >= state.created_at && remembers(record, state, arrived, kept.base);
+    let since = unified(&arrived.domain, state, since(record, arrived, kept.base));
     let patch = if manual { &resolution.data } else { &kept.patch };
     let patch = adopted(&arrived.domain, patch.clone(), state, &since);
     let attempt = Attempt {
-        base: kept.base,
+        // What the device knew is forgotten: then all that the record says counts as changed since.
+        base: if in_sight { kept.base } else { 0 },
         deletes: kept.deletes && !manual,
         patch: &patch,
         side: Side {
@@ -127,6 +132,9 @@ fn decision(
             time: kept.item_time,
         },
     };
+    if attempt.deletes && policy == Policy::Merge && !in_sight {
+        return out_of_sight(Policy::ServerWins, state, &attempt);
+    }
     let decision = decide(&arrived.domain, policy, state, &since, &attempt);
     match manual {
         true => Decision {
@@ -137,18 +145,23 @@ fn decision(
     }
 }
 
-fn resolved(
-    state: &State,
-    step: Option<Step>,
-    resolution: &Resolution,
-    winner: Winner,
-    kept: Kept,
-) -> Folded {
+/// Of a record that was deleted so long ago that this is forgotten, a conflict can still be closed.
+fn of_nothing(resolution: &Resolution) -> Folded {
+    match resolution.strategy {
+        Strategy::ServerWins => resolved(0, None, resolution, Winner::Server, Kept::new()),
+        _ => cannot(
+            ErrorCode::RecordMoved,
+            "the record was deleted longer ago than its domain remembers: only server_wins is left",
+        ),
+    }
+}
+
+fn resolved(version: i64, step: Option<Step>, resolution: &Resolution, winner: Winner, kept: Kept) -> Folded {
     let resolved = Resolved {
         conflict_id: resolution.conflict_id,
         strategy: resolution.strategy,
         winner,
-        version: step.as_ref().map_or(state.version, |step| step.state.version),
+        version,
         kept,
     };
     Folded::Resolved {

@@ -62,6 +62,13 @@ pub struct State {
     pub place: Place,
 }
 
+impl State {
+    /// A tombstone from before the horizon, which is as if there were nothing, and may be gone from the store.
+    pub fn is_forgotten(&self, horizon: DateTime<Utc>) -> bool {
+        self.deleted && self.changed_at < horizon
+    }
+}
+
 /// One item's identity as an event.
 pub type EventKey = (BatchId, u32);
 
@@ -82,6 +89,8 @@ pub struct PastChange {
     pub device_type: Option<DeviceType>,
     /// When the device did it.
     pub item_time: DateTime<Utc>,
+    /// The log's time of that.
+    pub log_time: DateTime<Utc>,
 }
 
 /// An attempt that was behind, as a resolution of it has to know it.
@@ -103,6 +112,15 @@ pub struct KeptAttempt {
     pub item_time: DateTime<Utc>,
     /// Whether it still waits.
     pub standing: Standing,
+    /// The log's time of the attempt, or of the decision.
+    pub at: DateTime<Utc>,
+}
+
+impl KeptAttempt {
+    /// Settled before the horizon, and maybe gone from the store. What waits for a person is kept for ever.
+    pub fn is_forgotten(&self, horizon: DateTime<Utc>) -> bool {
+        self.standing != Standing::Open && self.at < horizon
+    }
 }
 
 /// Where a conflict stands.
@@ -117,22 +135,34 @@ pub enum Standing {
 }
 
 /// The past of a record, as far as it was loaded: events by identity and by content, with what became of them, and the
-/// changes that made its latest versions.
+/// changes that made its latest versions. Whoever looks says how far back: what was loaded may be older.
 #[derive(Debug, Clone, Default)]
 pub struct Past {
-    by_event: HashMap<EventKey, Outcome>,
-    by_content: HashMap<Uuid, Outcome>,
+    by_event: HashMap<EventKey, (DateTime<Utc>, Outcome)>,
+    /// By the log's time.
+    by_content: HashMap<Uuid, Vec<(DateTime<Utc>, Outcome)>>,
     changes: Vec<PastChange>,
 }
 
 impl Past {
-    /// Notes what became of an event. `content` is given where a repeat of the same item is to find it.
-    pub fn note(&mut self, event: EventKey, content: Option<Uuid>, outcome: Outcome) {
+    /// Notes what became of an event of that log time. `content` is given where a repeat of the same item is to find it.
+    pub fn note(&mut self, event: EventKey, content: Option<Uuid>, at: DateTime<Utc>, outcome: Outcome) {
         if let Some(content) = content {
-            // The first outcome is the one that repeats are answered with.
-            self.by_content.entry(content).or_insert_with(|| outcome.clone());
+            let known = self.by_content.entry(content).or_default();
+            let after = known.partition_point(|(known, _)| *known < at);
+            // What is noted twice is noted at one time.
+            if known.get(after).is_none_or(|(known, _)| *known > at) {
+                known.insert(after, (at, outcome.clone()));
+            }
         }
-        self.by_event.entry(event).or_insert(outcome);
+        // Where an event had an effect twice, since the first was forgotten, the later one is remembered for longer.
+        match self.by_event.get_mut(&event) {
+            Some(known) if known.0 >= at => {}
+            Some(known) => *known = (at, outcome),
+            None => {
+                self.by_event.insert(event, (at, outcome));
+            }
+        }
     }
 
     /// Notes an applied change; they come in the order of their versions, and one that is known is not noted twice.
@@ -146,20 +176,30 @@ impl Past {
         }
     }
 
-    /// The changes that made the versions after `base`, oldest first, as far as they were loaded.
-    pub fn changes_after(&self, base: i64) -> &[PastChange] {
-        let from = self.changes.partition_point(|change| change.version <= base);
+    /// The record begins with the next change: what there was of it before is forgotten.
+    pub fn begin(&mut self) {
+        self.changes.clear();
+    }
+
+    /// The changes that made the versions after `base`, oldest first, as far as they were loaded and are no older than
+    /// the horizon.
+    pub fn changes_after(&self, base: i64, horizon: DateTime<Utc>) -> &[PastChange] {
+        let old = |change: &PastChange| change.version <= base || change.log_time < horizon;
+        let from = self.changes.partition_point(old);
         &self.changes[from..]
     }
 
     /// What became of the same event, read before.
-    pub fn of_event(&self, event: EventKey) -> Option<&Outcome> {
-        self.by_event.get(&event)
+    pub fn of_event(&self, event: EventKey, horizon: DateTime<Utc>) -> Option<&Outcome> {
+        let (_, outcome) = self.by_event.get(&event).filter(|(at, _)| *at >= horizon)?;
+        Some(outcome)
     }
 
-    /// What became of the same item, under whatever batch.
-    pub fn of_content(&self, content: Uuid) -> Option<&Outcome> {
-        self.by_content.get(&content)
+    /// What became of the same item, under whatever batch: the first outcome is the one that repeats are answered with.
+    pub fn of_content(&self, content: Uuid, horizon: DateTime<Utc>) -> Option<&Outcome> {
+        let known = self.by_content.get(&content)?;
+        let (_, outcome) = known.iter().find(|(at, _)| *at >= horizon)?;
+        Some(outcome)
     }
 }
 
@@ -172,4 +212,11 @@ pub struct Record {
     pub past: Past,
     /// The conflicts that a resolution at hand may be about: those that it names, and those that the chunk makes.
     pub conflicts: HashMap<Uuid, KeptAttempt>,
+}
+
+impl Record {
+    /// Its state; none if it never existed, or was deleted before the horizon.
+    pub fn state_since(&self, horizon: DateTime<Utc>) -> Option<&State> {
+        self.state.as_ref().filter(|state| !state.is_forgotten(horizon))
+    }
 }

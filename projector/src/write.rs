@@ -3,6 +3,7 @@
 
 use crate::ProjectorError;
 use crate::chunk::{ConflictRow, FeedRow, Results, World};
+use crate::event::Arrived;
 use crate::hits;
 use crate::kept::resolutions;
 use crate::merge::Kept;
@@ -14,6 +15,8 @@ use chrono::{DateTime, Utc};
 use futures_util::future::join_all;
 use serde_json::Value;
 use std::borrow::Cow;
+use std::collections::HashMap;
+use std::sync::Arc;
 use tidelog_events::domain::{Domain, Registry};
 use tidelog_events::drill;
 use tidelog_events::ids::DeviceType;
@@ -268,7 +271,7 @@ fn status_name(outcome: &Outcome) -> &'static str {
 
 fn outcomes(results: &Results, topic: &str) -> (String, Sheet) {
     let mut sheet = Sheet::default();
-    let rows = &results.outcomes;
+    let rows = latest(&results.outcomes, |row| &row.arrived);
     let text = |outcome: &Outcome| serde_json::to_string(outcome).unwrap_or_else(|_| "null".into());
     sheet.column(
         "tenant_id",
@@ -305,12 +308,36 @@ fn outcomes(results: &Results, topic: &str) -> (String, Sheet) {
         rows.iter().map(|row| hash(&row.outcome, row.arrived.content)),
     );
     sheet.cast("detail", "jsonb", rows.iter().map(|row| text(&row.outcome)));
-    (sheet.insert("outcomes", "ON CONFLICT DO NOTHING"), sheet)
+    let tail = match forgets(rows.iter().map(|row| &row.arrived)) {
+        true => sheet.overwrite("tenant_id, batch_id, batch_index"),
+        false => "ON CONFLICT DO NOTHING".into(),
+    };
+    (sheet.insert("outcomes", &tail), sheet)
+}
+
+/// Whether any of these events may be told twice, its first outcome forgotten: the later one stands then.
+fn forgets<'a>(mut events: impl Iterator<Item = &'a Arc<Arrived>>) -> bool {
+    events.any(|arrived| arrived.domain.history.is_some())
+}
+
+/// Each event's last row: a statement writes none twice.
+fn latest<T>(rows: &[T], arrived: impl Fn(&T) -> &Arc<Arrived>) -> Vec<&T> {
+    if !forgets(rows.iter().map(&arrived)) {
+        return rows.iter().collect();
+    }
+    let key = |row: &T| (arrived(row).event.tenant.as_str().to_owned(), arrived(row).key());
+    let last: HashMap<_, usize> = rows.iter().enumerate().map(|(at, row)| (key(row), at)).collect();
+    let is_last = |(at, row): &(usize, &T)| last.get(&key(row)) == Some(at);
+    rows.iter()
+        .enumerate()
+        .filter(is_last)
+        .map(|(_, row)| row)
+        .collect()
 }
 
 fn conflicts(results: &Results, topic: &str) -> (String, Sheet) {
     let mut sheet = Sheet::default();
-    let rows = &results.conflicts;
+    let rows = &latest(&results.conflicts, |row| &row.arrived);
     sheet.column("conflict_id", rows.iter().map(|row| row.conflict_id));
     sheet.column(
         "tenant_id",
@@ -346,11 +373,19 @@ fn conflicts(results: &Results, topic: &str) -> (String, Sheet) {
         rows.iter().map(|row| row.arrived.event.operation.as_str()),
     );
     decisions(&mut sheet, rows);
-    (sheet.insert("conflicts", "ON CONFLICT DO NOTHING"), sheet)
+    let tail = match forgets(rows.iter().map(|row| &row.arrived)) {
+        true => format!("{}, {UNRESOLVED}", sheet.overwrite("conflict_id")),
+        false => "ON CONFLICT DO NOTHING".into(),
+    };
+    (sheet.insert("conflicts", &tail), sheet)
 }
 
+/// What a conflict is that begins anew.
+const UNRESOLVED: &str = "strategy = NULL, resolved_at = NULL, resolved_by = NULL, resolved_device_id = NULL, \
+                          resolved_batch_id = NULL, resolved_batch_index = NULL, resolved_version = NULL, resolved_kept = NULL";
+
 /// How each conflict was decided, and between what.
-fn decisions(sheet: &mut Sheet, rows: &[ConflictRow]) {
+fn decisions(sheet: &mut Sheet, rows: &[&ConflictRow]) {
     sheet.column("policy", rows.iter().map(|row| row.arrived.event.policy.as_str()));
     sheet.column("winner", rows.iter().map(|row| row.conflict.winner.as_str()));
     sheet.column("client_version", rows.iter().map(|row| row.arrived.event.base));

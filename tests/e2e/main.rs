@@ -14,6 +14,7 @@ mod erasing;
 mod exporting;
 mod idempotency;
 mod item_keys;
+mod keeping;
 mod legacy_cases;
 mod long_identities;
 mod mixed_bad_items;

@@ -20,7 +20,7 @@ const START_DEADLINE: Duration = Duration::from_secs(120);
 
 /// What `tidelog migrate` runs, in order, for tests of crates that make tables by themselves.
 #[allow(dead_code, reason = "not every test makes tables")]
-pub(crate) const MIGRATIONS: [&str; 7] = [
+pub(crate) const MIGRATIONS: [&str; 8] = [
     include_str!("../../migrations/V1__core.sql"),
     include_str!("../../migrations/V2__idempotency_items.sql"),
     include_str!("../../migrations/V3__resolutions.sql"),
@@ -28,6 +28,7 @@ pub(crate) const MIGRATIONS: [&str; 7] = [
     include_str!("../../migrations/V5__shadows.sql"),
     include_str!("../../migrations/V6__audit.sql"),
     include_str!("../../migrations/V7__seal_keys.sql"),
+    include_str!("../../migrations/V8__feed_floor.sql"),
 ];
 
 /// Where the stack is; it stays up for as long as this process lives.

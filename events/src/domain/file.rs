@@ -7,6 +7,7 @@ use super::personal::not_sealable;
 use super::visibility::{Scope, Visibility, Who};
 use super::{Domain, Filter, IdentityPart, Kind, Numbering, Order, Parent, Policy, StateMachine};
 use crate::ids::Role;
+use chrono::TimeDelta;
 use serde::Deserialize;
 use std::collections::BTreeMap;
 use std::fmt;
@@ -44,6 +45,7 @@ struct File {
     identity: Vec<Spanned<String>>,
     socket_key: Option<String>,
     delete_flag: Option<Spanned<String>>,
+    history: Option<Spanned<String>>,
     #[serde(default)]
     extra_sync_status: Vec<String>,
     #[serde(default)]
@@ -287,6 +289,7 @@ impl Check<'_> {
                 "numbering.field must name a read_only field of this file",
             );
         }
+        let history = file.history.as_ref().and_then(|history| self.history(history));
         let filters = file
             .filters
             .iter()
@@ -329,8 +332,25 @@ impl Check<'_> {
             extra_sync_status: file.extra_sync_status,
             filters,
             visibility,
+            history,
             fields,
         }
+    }
+
+    fn history(&mut self, text: &Spanned<String>) -> Option<TimeDelta> {
+        let history = parse_history(text.get_ref());
+        if history.is_none() {
+            self.defect(
+                text,
+                format!(
+                    "history is how many days the past is kept, \"{}d\" to \"{}d\", as \"400d\"; found {:?}",
+                    HISTORY_DAYS.start(),
+                    HISTORY_DAYS.end(),
+                    text.get_ref()
+                ),
+            );
+        }
+        history
     }
 
     fn name(&mut self, name: &Spanned<String>, what: &str, also: fn(u8) -> bool) {
@@ -785,6 +805,24 @@ impl Check<'_> {
             );
         }
     }
+}
+
+/// A phone may well be away for some days.
+const HISTORY_DAYS: std::ops::RangeInclusive<i64> = 7..=36_500;
+
+/// Days; in builds for tests seconds too, since nobody waits for a week.
+fn parse_history(text: &str) -> Option<TimeDelta> {
+    if cfg!(debug_assertions)
+        && let Some(seconds) = text.strip_suffix('s')
+    {
+        return seconds
+            .parse()
+            .ok()
+            .filter(|s| *s > 0)
+            .and_then(TimeDelta::try_seconds);
+    }
+    let days: i64 = text.strip_suffix('d')?.parse().ok()?;
+    HISTORY_DAYS.contains(&days).then(|| TimeDelta::days(days))
 }
 
 struct Names<'a> {

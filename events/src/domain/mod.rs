@@ -15,6 +15,7 @@ pub use file::{Defect, parse};
 pub use registry::{Registry, RegistryError};
 pub use visibility::{Audience, Reader, Visibility};
 
+use chrono::{DateTime, TimeDelta, Utc};
 use file::ENVELOPE_FIELDS;
 use serde_json::Value;
 use std::collections::BTreeMap;
@@ -202,9 +203,18 @@ pub struct Domain {
     pub filters: Vec<Filter>,
     /// Who sees and writes a record.
     pub visibility: Visibility,
+    /// How far back, by the log's time, the fold looks and the feed is kept; none for ever.
+    pub history: Option<TimeDelta>,
 }
 
 impl Domain {
+    /// What an event of this log time looks back to: of what is older it knows nothing.
+    pub fn horizon(&self, log_time: DateTime<Utc>) -> DateTime<Utc> {
+        self.history
+            .and_then(|history| log_time.checked_sub_signed(history))
+            .unwrap_or(DateTime::<Utc>::MIN_UTC)
+    }
+
     /// The field of that name.
     pub fn field(&self, name: &str) -> Option<&Field> {
         self.fields.iter().find(|field| field.name == name)

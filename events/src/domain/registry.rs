@@ -2,6 +2,7 @@
 //! type, and refuses two that would get in each other's way. The files of a user's folder are read by the caller.
 
 use super::{Defect, Domain, parse};
+use chrono::TimeDelta;
 use std::sync::Arc;
 
 /// The definitions that ship.
@@ -187,6 +188,13 @@ impl Registry {
         topics
     }
 
+    /// How long what happened on a topic has to be kept: as long as the domain on it that looks back furthest; none for ever.
+    pub fn history_of(&self, topic: &str) -> Option<TimeDelta> {
+        let of_topic = self.domains.iter().filter(|domain| domain.topic == topic);
+        let each: Option<Vec<TimeDelta>> = of_topic.map(|domain| domain.history).collect();
+        each?.into_iter().max()
+    }
+
     /// The domains on a topic, the parent first.
     pub fn on_topic(&self, topic: &str) -> Vec<Arc<Domain>> {
         self.domains
@@ -207,6 +215,29 @@ mod tests {
         assert_eq!(registry.iter().count(), 10);
         assert_eq!(registry.topics().len(), 9);
         assert_eq!(registry.on_topic("sync.journal.v1").len(), 2);
+    }
+
+    #[test]
+    fn a_topic_keeps_what_the_domain_on_it_needs_that_looks_back_furthest() {
+        let parent = "domain = \"plans\"\nkind = \"entity\"\ntopic = \"sync.plans.v1\"\nhistory = \"30d\"\n[fields]\nnote = { type = \"string\" }\n";
+        let child = "domain = \"steps\"\nkind = \"entity\"\ntopic = \"sync.plans.v1\"\nhistory = \"400d\"\n[parent]\ndomain = \"plans\"\nfield = \"plan\"\n\
+                     [fields]\nplan = { type = \"uuid\" }\n";
+        let of = |child: &str| {
+            let own = [
+                ("plans.toml".into(), parent.to_owned()),
+                ("steps.toml".into(), child.to_owned()),
+            ];
+            Registry::with(&own)
+                .expect("definitions")
+                .history_of("sync.plans.v1")
+        };
+        assert_eq!(of(child), Some(TimeDelta::days(400)));
+        assert_eq!(of(&child.replace("history = \"400d\"\n", "")), None);
+        assert_eq!(Registry::shipped().history_of("sync.helpdesk.v1"), None);
+        for bad in ["6d", "36501d", "400", "d", "0s", "-8d", "9h", ""] {
+            let text = parent.replace("30d", bad);
+            assert!(Registry::with(&[("plans.toml".into(), text)]).is_err(), "{bad:?}");
+        }
     }
 
     #[test]

@@ -174,12 +174,12 @@ impl Names<'_> {
 )
 SELECT true AS applied, p."offset", p.version, p.operation, p.fields, p.before::text AS before, p.user_id, p.device_id,
        p.changed_at, p.item_time, p.batch_id, p.batch_index, p.conflict_id,
-       CASE WHEN k.resolved_batch_id = p.batch_id THEN k.strategy ELSE k.policy END AS policy, k.winner
+       CASE WHEN k.resolved_batch_id = p.batch_id THEN k.strategy ELSE k.policy END AS policy, k.winner, p.previous_offset
   FROM past p
   LEFT JOIN conflicts k ON k.conflict_id = p.conflict_id AND k.tenant_id = $1
 UNION ALL
 SELECT false, a."offset", a.server_version, a.operation, ARRAY(SELECT jsonb_object_keys(a.client_doc)), NULL,
-       a.user_id, a.device_id, a.occurred_at, a.client_time, a.batch_id, a.batch_index, a.conflict_id, a.policy, a.winner
+       a.user_id, a.device_id, a.occurred_at, a.client_time, a.batch_id, a.batch_index, a.conflict_id, a.policy, a.winner, NULL::bigint
   FROM seen s
  CROSS JOIN LATERAL (
     SELECT *

@@ -31,9 +31,9 @@ impl SumStatements {
         SumStatements {
             whole: names.sums("''", "true"),
             ranges: names.sums(&next, &within),
-            // Plan: as of the sums.
+            // The floors first, as they are in its own snapshot. Plan: as of the sums.
             members: format!(
-                "{}\nSELECT h.adds, h.id, h.version\n  FROM held h\n WHERE {within}",
+                "{}\nSELECT NULL::boolean, p.partition::text, p.feed_floor\n  FROM places p\nUNION ALL\nSELECT h.adds, h.id, h.version\n  FROM held h\n WHERE {within}",
                 names.held()
             ),
         }
@@ -48,7 +48,7 @@ const HASH: &str = "('x' || encode(substr(sha256(convert_to(h.id || ':' || h.ver
 
 impl Names<'_> {
     /// Positions and sums in the columns that both statements share: whether it is a place, partition, next offset, part,
-    /// count, sum. A part is the digit after the prefix (its character's number, 0 for none), times two, and one more
+    /// count (of a place the floor), sum. A part is the digit after the prefix (its character's number, 0 for none), times two, and one more
     /// where the sum adds. Values of the type `xid` cannot be sorted, so they are grouped by a hash table of a few dozen
     /// entries even where the planner, for want of rows, believes that sorting is cheaper.
     ///
@@ -58,7 +58,7 @@ impl Names<'_> {
         let part = format!("(ascii({digit}) * 2 + h.adds::integer)::text::xid");
         format!(
             r#"{held}
-SELECT true AS place, p.partition, p.next_offset, NULL::text AS part, NULL::bigint AS count, NULL::text AS sum
+SELECT true AS place, p.partition, p.next_offset, NULL::text AS part, p.feed_floor AS count, NULL::text AS sum
   FROM places p
 UNION ALL
 SELECT false, NULL, NULL, ({part})::text, count(*), sum({HASH})::text
@@ -103,7 +103,7 @@ SELECT false, NULL, NULL, ({part})::text, count(*), sum({HASH})::text
     fn stands(&self) -> String {
         let (start, after, array, name) = self.place_columns("$6");
         format!(
-            r#"SELECT p.partition, p.next_offset,
+            r#"SELECT p.partition, p.next_offset, p.feed_floor,
            CASE WHEN $4::integer[] IS NULL THEN p.next_offset ELSE {start} END AS start{after}
       FROM positions p
       LEFT JOIN unnest($4::integer[], $5::bigint[]{array}) AS c (partition, start{name}) ON c.partition = p.partition
@@ -124,7 +124,7 @@ SELECT false, NULL, NULL, ({part})::text, count(*), sum({HASH})::text
             r#"SELECT DISTINCT ON ({key_of_change}) c.*
       FROM places p
      CROSS JOIN LATERAL (
-        SELECT partition, "offset", {key}, version, operation, previous_offset{audience}
+        SELECT partition, "offset", {key}, version, operation, previous_offset{fields}{audience}
           FROM {changes}
          WHERE tenant_id = $1 AND partition = p.partition AND {from}
         OFFSET 0
@@ -132,11 +132,17 @@ SELECT false, NULL, NULL, ({part})::text, count(*), sum({HASH})::text
      WHERE p.start < p.next_offset
      ORDER BY {key_of_change}, c."offset""#,
             changes = self.changes,
+            fields = if self.domain.history.is_some() {
+                ", fields"
+            } else {
+                ""
+            },
         )
     }
 
     /// Whether the reader of `r` saw the record before the change `s`. A person may decide that a record be deleted
-    /// which is so already: what was there before such a change is told by the one before it.
+    /// which is so already: what was there before such a change is told by the one before it, or, if that is kept no longer, by
+    /// whether it removed anything.
     fn saw(&self, reader: &str) -> String {
         if self.domain.visibility.stores_audience() {
             return format!("coalesce(s.audience_before && {reader}::text[], false)");
@@ -148,11 +154,16 @@ SELECT false, NULL, NULL, ({part})::text, count(*), sum({HASH})::text
                 SELECT d.operation <> 'delete'
                   FROM {changes} d
                  WHERE d.tenant_id = $1 AND d.partition = s.partition AND d."offset" = s.previous_offset
-                   AND d.{id} = s.{id}), true)
+                   AND d.{id} = s.{id}), {removes})
             ELSE true END"#,
             sees = self.sees(reader),
             changes = self.changes,
             id = self.id,
+            removes = if self.domain.history.is_some() {
+                "cardinality(s.fields) > 0"
+            } else {
+                "true"
+            },
         )
     }
 

@@ -5,6 +5,7 @@
 use super::tables::quoted;
 use super::{Selection, Shadow};
 use crate::ProjectorError;
+use crate::history::Floor;
 use serde_json::Value;
 use std::collections::{BTreeMap, BTreeSet};
 use tidelog_events::domain::Domain;
@@ -184,11 +185,18 @@ impl Shadow {
             let numbers: Vec<String> = numbers.iter().map(i32::to_string).collect();
             format!("t.partition IN ({})", numbers.join(", "))
         });
+        // What has been forgotten may be gone from either side, or not yet.
+        let floors = self.floors(client).await?;
         let mut compared = Vec::new();
         for domain in &self.domains {
-            let condition = all_of([selection.of_rows(domain, &self.config.schema), numbers.clone()]);
-            for table in [domain.table.clone(), domain.changes_table()] {
-                compared.push(self.described(client, table, false, condition.clone()).await?);
+            let condition = [selection.of_rows(domain, &self.config.schema), numbers.clone()];
+            for (table, which) in [
+                (domain.table.clone(), "t.deleted"),
+                (domain.changes_table(), "true"),
+            ] {
+                let [selected, numbers] = condition.clone();
+                let condition = all_of([selected, numbers, remembered(&floors, which)]);
+                compared.push(self.described(client, table, false, condition).await?);
             }
         }
         // The rule of a topic's name leaves nothing to escape.
@@ -202,6 +210,11 @@ impl Shadow {
                 "tenant_id, key, scope, user_id, device_id",
             ),
         ] {
+            let kept = match table {
+                "outcomes" => remembered(&floors, "true"),
+                "conflicts" => remembered_conflict(&floors),
+                _ => None,
+            };
             let expiry = (table == "idempotency_records")
                 .then(|| "t.scope = 'item' AND t.expires_at > now() + interval '1 minute'".to_owned());
             let in_shadow = format!(
@@ -210,7 +223,7 @@ impl Shadow {
                 quoted(&self.config.schema, table)
             );
             let selected = self.of_shared(selection, subject, &in_shadow);
-            let condition = all_of([Some(topic.clone()), numbers.clone(), expiry, selected]);
+            let condition = all_of([Some(topic.clone()), numbers.clone(), expiry, kept, selected]);
             compared.push(self.described(client, table.into(), true, condition).await?);
         }
         if matches!(selection, Selection::All) {
@@ -346,6 +359,29 @@ impl Candidates {
     pub fn count(&self) -> usize {
         self.keys.len()
     }
+}
+
+/// That a row `t` is none of `which` below its partition's floor; none where there are no floors.
+fn remembered(floors: &[Floor], which: &str) -> Option<String> {
+    let each = |floor: &Floor| format!(" WHEN {} THEN {}", floor.partition, floor.offset);
+    let cases: String = floors.iter().map(each).collect();
+    (!floors.is_empty())
+        .then(|| format!("NOT ({which} AND t.\"offset\" < CASE t.partition{cases} ELSE 0 END)"))
+}
+
+/// The same of conflicts, which are forgotten after they were settled.
+fn remembered_conflict(floors: &[Floor]) -> Option<String> {
+    let each = |floor: &Floor| {
+        format!(
+            " WHEN {} THEN '{}'::timestamptz",
+            floor.partition,
+            floor.at.to_rfc3339()
+        )
+    };
+    let cases: String = floors.iter().map(each).collect();
+    (!floors.is_empty()).then(|| {
+        format!("NOT (t.winner <> 'none' AND coalesce(t.resolved_at, t.occurred_at) < CASE t.partition{cases} ELSE '-infinity' END)")
+    })
 }
 
 fn all_of<const N: usize>(conditions: [Option<String>; N]) -> String {

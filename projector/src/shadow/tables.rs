@@ -5,6 +5,7 @@
 use super::Shadow;
 use crate::ProjectorError;
 use crate::fold::FOLD_VERSION;
+use crate::history::{Floor, Removal, floors, lock_name};
 use sha2::{Digest, Sha256};
 use std::fmt::Write as _;
 use tidelog_events::domain::{create_bare_tables, create_indexes};
@@ -56,12 +57,42 @@ impl Shadow {
             .query_one("SELECT pg_try_advisory_lock(hashtextextended($1, 0))", &[&name])
             .await?;
         match taken.get(0) {
-            true => Ok(()),
+            true => self.keep_history(client).await,
             false => Err(ProjectorError::Busy(format!(
                 "another run of this command is at work on {}: wait for it, or stop it",
                 self.topic()
             ))),
         }
+    }
+
+    /// From now on nothing is removed from the topic's live tables, as long as `client` is connected. Waits for a bite.
+    async fn keep_history(&self, client: &Client) -> Result<(), ProjectorError> {
+        const SQL: &str = "SELECT pg_advisory_lock_shared(hashtextextended($1, 0))";
+        client
+            .query_one(SQL, &[&lock_name(&self.config.live, &self.topic())])
+            .await?;
+        Ok(())
+    }
+
+    /// Where the live feed begins, of each partition that has forgotten something.
+    pub(super) async fn floors(&self, client: &Client) -> Result<Vec<Floor>, ProjectorError> {
+        let positions = format!("\"{}\".positions", self.config.live);
+        floors(client, &positions, &self.topic()).await
+    }
+
+    /// Removes what the live tables have forgotten. The shadow stands where these do, or further on than when they did, so its
+    /// fold asks for none of it any more.
+    async fn forget(&self, client: &Client) -> Result<(), ProjectorError> {
+        let removal = Removal {
+            client,
+            topic: &self.topic(),
+            domains: &self.domains,
+            floors: self.floors(client).await?,
+            lock: None,
+        };
+        let removed = removal.run().await?;
+        tracing::debug!(topic = %self.topic(), ?removed, "what the live tables have forgotten is gone");
+        Ok(())
     }
 
     /// What has become of an earlier run, if it left anything, and whether it was made by today's fold and definitions.
@@ -139,8 +170,10 @@ impl Shadow {
         Ok(())
     }
 
-    /// Makes what only readers need, and tells Postgres how much there is.
+    /// Removes what is forgotten, makes what only readers need, and tells Postgres how much there is. To be called when it has
+    /// come to where the live tables are.
     pub async fn index(&self, client: &Client) -> Result<(), ProjectorError> {
+        self.forget(client).await?;
         let mut sql = String::new();
         for domain in &self.domains {
             sql.push_str(&create_indexes(domain));
@@ -188,6 +221,10 @@ impl Shadow {
         }
         for domain in &self.domains {
             hash.update(create_bare_tables(domain));
+            // How far back the fold looks decides as well what comes of it.
+            if let Some(history) = domain.history {
+                hash.update(format!("{} {}", domain.name, history.num_seconds()));
+            }
         }
         let digest = hash.finalize();
         digest[..8].iter().map(|byte| format!("{byte:02x}")).collect()

@@ -17,7 +17,9 @@ use tidelog_events::ids::{DeviceId, DeviceType, Role, TenantId, UserId};
 use tidelog_events::item::Operation;
 use tidelog_events::outcome::{Change, Outcome, Winner};
 use tidelog_events::position::Place;
-use tidelog_projector::chunk::{Results, World, child_domains, fold_chunk, needed_pasts, repeatable};
+use tidelog_projector::chunk::{
+    OUTCOMES_ALONE, Results, World, child_domains, fold_chunk, needed_pasts, repeatable,
+};
 use tidelog_projector::document::Touched;
 use tidelog_projector::event::Arrived;
 use tidelog_projector::hits::{self, HitKey};
@@ -90,6 +92,17 @@ pub fn start() -> DateTime<Utc> {
 }
 
 impl Sent {
+    /// The same of a domain of [`Log::remembering`].
+    pub fn in_own_domain(mut self) -> Sent {
+        self.domain = match self.domain {
+            "helpdesk" => "own-helpdesk",
+            "journal" => "own-journal",
+            "journal-media" => "own-journal-media",
+            _ => "own-sessions",
+        };
+        self
+    }
+
     /// A ticket's item under the policy that leaves a record as it is, done when it is logged.
     pub fn new(
         domain: &'static str,
@@ -126,6 +139,7 @@ pub fn batch_id(batch: u64) -> BatchId {
 #[derive(Debug, Clone, PartialEq)]
 pub struct Feed {
     pub place: Place,
+    pub at: DateTime<Utc>,
     pub record: RecordKey,
     pub version: i64,
     pub operation: &'static str,
@@ -149,6 +163,8 @@ pub struct Shelf {
     pub states: BTreeMap<RecordKey, State>,
     pub feed: Vec<Feed>,
     pub outcomes: BTreeMap<EventKey, (RecordKey, Uuid, Outcome)>,
+    /// The log's time of each outcome.
+    pub times: BTreeMap<EventKey, DateTime<Utc>>,
     pub conflicts: BTreeMap<Uuid, Attempted>,
     pub hits: BTreeMap<HitKey, Counted>,
 }
@@ -195,6 +211,7 @@ impl Feed {
             device: self.device.clone(),
             device_type: self.device_type.clone(),
             item_time: self.item_time,
+            log_time: self.at,
         }
     }
 }
@@ -212,6 +229,30 @@ impl Log {
             registry: Registry::shipped(),
             events: Vec::new(),
             sealer: None,
+        }
+    }
+
+    /// Of domains that remember for so many seconds, under names of their own: see [`Sent::in_own_domain`].
+    pub fn remembering(seconds: u32) -> Log {
+        const SHIPPED: [&str; 4] = [
+            include_str!("../../../events/definitions/helpdesk.toml"),
+            include_str!("../../../events/definitions/journal.toml"),
+            include_str!("../../../events/definitions/journal-media.toml"),
+            include_str!("../../../events/definitions/sessions.toml"),
+        ];
+        let own = SHIPPED.map(|text| {
+            let text = text.replacen("\nkind = ", &format!("\nhistory = \"{seconds}s\"\nkind = "), 1);
+            let text = text
+                .replace("table = \"journal_media\"\n", "")
+                .replace("entity_type = \"", "entity_type = \"own-");
+            let text = text
+                .replace("domain = \"", "domain = \"own-")
+                .replace("topic = \"", "topic = \"own.");
+            ("own.toml".to_owned(), text)
+        });
+        Log {
+            registry: Registry::with(&own).unwrap_or_else(|error| panic!("{error}")),
+            ..Log::new()
         }
     }
 
@@ -262,7 +303,30 @@ impl Log {
     }
 }
 
+/// What is gone below an offset, and was settled before a time.
+pub fn floor(log: &Log, applied: usize) -> (i64, DateTime<Utc>) {
+    let last = &log.events[applied - 1];
+    let cut = last.horizon();
+    let kept = log
+        .events
+        .iter()
+        .filter(|event| event.log_time >= cut)
+        .map(|event| event.place.offset);
+    (kept.min().unwrap_or_default(), cut)
+}
+
 impl Shelf {
+    /// Removes what the store would: all that lies below the floor, but records and conflicts that wait.
+    pub fn forget(&mut self, (floor, cut): (i64, DateTime<Utc>)) {
+        self.feed.retain(|row| row.place.offset >= floor);
+        self.states
+            .retain(|_, state| !state.deleted || state.place.offset >= floor);
+        self.conflicts
+            .retain(|_, kept| kept.attempt.standing == Standing::Open || kept.attempt.at >= cut);
+        self.times.retain(|_, at| *at >= cut);
+        self.outcomes.retain(|event, _| self.times.contains_key(event));
+    }
+
     /// Folds events in chunks of the given sizes (the last size serves for the rest).
     pub fn fold(&mut self, registry: &Registry, events: &[Arc<Arrived>], sizes: &[usize]) {
         let mut rest = events;
@@ -307,6 +371,7 @@ impl Shelf {
                 world.records.entry(arrived.record()).or_default().past.note(
                     arrived.key(),
                     None,
+                    self.times[&arrived.key()],
                     outcome.clone(),
                 );
             }
@@ -328,23 +393,42 @@ impl Shelf {
         let needed = needed_pasts(events, &world);
         for (key, after) in &needed {
             let past = &mut world.records.entry(key.clone()).or_default().past;
-            for row in self
-                .feed
-                .iter()
-                .filter(|row| row.record == *key && row.version > *after && row.operation != "audience")
-            {
-                past.note(row.event, Some(row.content), self.applied(row));
+            for row in self.chain(key, *after) {
+                past.note(row.event, Some(row.content), row.at, self.applied(row));
                 past.note_change(row.past_change());
             }
             for (event, (_, content, outcome)) in
                 self.outcomes.iter().filter(|(_, (record, ..))| record == key)
             {
                 if repeatable(outcome) {
-                    past.note(*event, Some(*content), outcome.clone());
+                    past.note(*event, Some(*content), self.times[event], outcome.clone());
                 }
             }
         }
         world
+    }
+
+    /// A record's feed rows after a version, walked from its last one back, as far as they are there; oldest first.
+    fn chain(&self, key: &RecordKey, after: i64) -> Vec<&Feed> {
+        let mut at = self
+            .states
+            .get(key)
+            .map(|state| state.place.offset)
+            .filter(|_| after < OUTCOMES_ALONE);
+        let mut chain = Vec::new();
+        while let Some(row) = at.and_then(|at| {
+            let rows = self
+                .feed
+                .iter()
+                .filter(|row| row.record == *key && row.version > after);
+            rows.rev().find(|row| row.place.offset == at)
+        }) {
+            at = row.previous;
+            chain.push(row);
+        }
+        chain.retain(|row| row.operation != "audience");
+        chain.reverse();
+        chain
     }
 
     fn keep(&mut self, world: &World, results: Results) {
@@ -371,6 +455,7 @@ impl Shelf {
             let step = &row.step;
             self.feed.push(Feed {
                 place: step.state.place,
+                at: step.state.changed_at,
                 record: row.record.clone(),
                 version: step.state.version,
                 operation: row.operation,
@@ -389,11 +474,14 @@ impl Shelf {
             });
         }
         for row in results.outcomes {
+            let domain = &row.arrived.domain;
+            let (key, history) = (row.arrived.key(), domain.history);
+            self.times.insert(key, row.arrived.log_time);
             let known = self.outcomes.insert(
                 row.arrived.key(),
                 (row.arrived.record(), row.arrived.content, row.outcome),
             );
-            assert!(known.is_none(), "an item has one outcome");
+            assert!(known.is_none() || history.is_some(), "an item has one outcome");
         }
         for row in results.conflicts {
             let event = &row.arrived.event;
@@ -412,6 +500,7 @@ impl Shelf {
                     } else {
                         Standing::Decided
                     },
+                    at: row.arrived.log_time,
                 },
                 resolved: None,
                 client_doc: Value::Object(row.conflict.client_doc),
@@ -423,8 +512,9 @@ impl Shelf {
                 result_version: row.conflict.result_version,
                 kept: row.conflict.kept,
             };
+            let history = row.arrived.domain.history;
             assert!(
-                self.conflicts.insert(row.conflict_id, sides).is_none(),
+                self.conflicts.insert(row.conflict_id, sides).is_none() || history.is_some(),
                 "a conflict is kept once"
             );
         }
@@ -439,6 +529,7 @@ impl Shelf {
                 "a conflict is resolved once"
             );
             kept.attempt.standing = Standing::Resolved(row.arrived.key());
+            kept.attempt.at = row.arrived.log_time;
             kept.winner = row.resolved.winner;
             kept.resolved = Some(*row.resolved);
         }
@@ -465,6 +556,7 @@ impl Shelf {
                 version: row.version,
             };
         };
+        // A conflict of an event whose first effect was forgotten is told by its later one.
         let kept = &self.conflicts[&conflict_id];
         if let Some(resolved) = kept
             .resolved

@@ -58,6 +58,14 @@ struct Sums {
     ranges: BTreeMap<char, Tally>,
 }
 
+/// What a statement of members brings.
+#[derive(Default)]
+struct Members {
+    floors: BTreeMap<i32, i64>,
+    /// How often each identity and version is in the set.
+    held: BTreeMap<(String, i64), i64>,
+}
+
 /// A tally as it is told.
 #[derive(Serialize)]
 struct Told {
@@ -220,18 +228,21 @@ async fn members(reading: &Reading<'_>, cursor: &Cursor, prefix: &str) -> Result
     let places = Places::of(Some(cursor), reading.from.is_child());
     let mut values = places.values(reading);
     values.push(&prefix);
-    let take = |(floors, held): &mut (BTreeMap<i32, i64>, BTreeMap<(String, i64), i64>),
-                row: Row|
-     -> Result<(), FeedError> {
+    let take = |members: &mut Members, row: Row| -> Result<(), FeedError> {
         let Some(adds) = row.try_get::<_, Option<bool>>(0)? else {
             let partition: &str = row.try_get(1)?;
-            floors.insert(partition.parse().unwrap_or_default(), row.try_get(2)?);
+            members
+                .floors
+                .insert(partition.parse().unwrap_or_default(), row.try_get(2)?);
             return Ok(());
         };
-        *held.entry((row.try_get(1)?, row.try_get(2)?)).or_default() += if adds { 1 } else { -1 };
+        *members
+            .held
+            .entry((row.try_get(1)?, row.try_get(2)?))
+            .or_default() += if adds { 1 } else { -1 };
         Ok(())
     };
-    let (floors, held) = reading
+    let Members { floors, held } = reading
         .store
         .gather(&reading.from.statements.sums.members, &values, take)
         .await?;

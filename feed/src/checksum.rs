@@ -58,6 +58,14 @@ struct Sums {
     ranges: BTreeMap<char, Tally>,
 }
 
+/// What a statement of members brings.
+#[derive(Default)]
+struct Members {
+    floors: BTreeMap<i32, i64>,
+    /// How often each identity and version is in the set.
+    held: BTreeMap<(String, i64), i64>,
+}
+
 /// A tally as it is told.
 #[derive(Serialize)]
 struct Told {
@@ -214,28 +222,27 @@ async fn sums(reading: &Reading<'_>, asked: &Asked) -> Result<Sums, FeedError> {
         .await
 }
 
-/// Of each partition, where its feed begins.
-type Floors = BTreeMap<i32, i64>;
-
-/// Identity and version, and how many times more it came than it went.
-type Held = BTreeMap<(String, i64), i64>;
-
 /// The records of a range, in the order of their identity. Where somebody stands at a cursor does not change as long
 /// as the feed is kept from there, so this need not see what the sums saw.
 async fn members(reading: &Reading<'_>, cursor: &Cursor, prefix: &str) -> Result<Vec<Value>, FeedError> {
     let places = Places::of(Some(cursor), reading.from.is_child());
     let mut values = places.values(reading);
     values.push(&prefix);
-    let take = |(floors, held): &mut (Floors, Held), row: Row| -> Result<(), FeedError> {
+    let take = |members: &mut Members, row: Row| -> Result<(), FeedError> {
         let Some(adds) = row.try_get::<_, Option<bool>>(0)? else {
             let partition: &str = row.try_get(1)?;
-            floors.insert(partition.parse().unwrap_or_default(), row.try_get(2)?);
+            members
+                .floors
+                .insert(partition.parse().unwrap_or_default(), row.try_get(2)?);
             return Ok(());
         };
-        *held.entry((row.try_get(1)?, row.try_get(2)?)).or_default() += if adds { 1 } else { -1 };
+        *members
+            .held
+            .entry((row.try_get(1)?, row.try_get(2)?))
+            .or_default() += if adds { 1 } else { -1 };
         Ok(())
     };
-    let (floors, held) = reading
+    let Members { floors, held } = reading
         .store
         .gather(&reading.from.statements.sums.members, &values, take)
         .await?;

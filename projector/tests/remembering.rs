@@ -14,6 +14,7 @@ use tidelog_events::domain::Policy;
 use tidelog_events::error::ErrorCode;
 use tidelog_events::item::Operation::{Create, Delete, Resolve, Update};
 use tidelog_events::outcome::{Change, Outcome, Winner};
+use tidelog_projector::state::Standing;
 
 /// The log has an event each seven hours; a history of 40 of them spans several of these.
 const HOURS: u32 = 3600;
@@ -344,4 +345,40 @@ fn a_forgotten_deletion_leaves_nothing_and_the_record_begins_anew() {
         }
     );
     assert_eq!(desk.shelf.state(TICKET).owner, "carl");
+}
+
+#[test]
+fn a_decision_of_an_attempt_that_is_forgotten_is_not_one_of_the_same_attempt_made_again() {
+    let mut desk = Desk::new();
+    desk.tell(BERT, Update, 1, json!({"comments": "mine"}), Policy::Merge);
+    let of = desk.log.events.len() as u64;
+    let attempt = Sent {
+        policy: Policy::Manual,
+        batch: of,
+        ..Sent::new(
+            "helpdesk",
+            CARL,
+            Update,
+            TICKET,
+            1,
+            ticket(json!({"comments": "waits"})),
+        )
+    };
+    desk.send(attempt.clone());
+    desk.tell(
+        SUE,
+        Resolve,
+        2,
+        resolution(of, "server_wins", None),
+        Policy::ServerWins,
+    );
+    desk.days_pass();
+    assert_eq!(winner(&desk.send(attempt)), Some(Winner::None), "it waits again");
+    let one_chunk = kept(&desk.log, &[desk.log.events.len()]);
+    assert_eq!(one_chunk, desk.shelf);
+    let again = one_chunk.conflicts.values().next().expect("a conflict");
+    assert_eq!(
+        (again.attempt.standing, again.winner),
+        (Standing::Open, Winner::None)
+    );
 }

@@ -107,7 +107,7 @@ pub fn needed_pasts(events: &[Arc<Arrived>], world: &World) -> HashMap<RecordKey
     for arrived in events {
         let key = arrived.record();
         let record = world.records.get(&key);
-        let state = record.and_then(|record| record.state.as_ref());
+        let state = record.and_then(|record| record.state.as_deref());
         let after = match &arrived.resolution {
             None => past_needed_after(state, arrived),
             // What the record became since the attempt's base; an attempt of this chunk asks for that itself.

@@ -31,6 +31,8 @@ pub struct Arrived {
     pub content: Uuid,
     /// The parent that the item names, for domains that have one.
     pub parent: Option<Uuid>,
+    /// The record that it is about: asked for again and again.
+    record: RecordKey,
     /// What it decides, where it is the resolution of a conflict.
     pub resolution: Option<Resolution>,
     /// Where it lies.
@@ -122,12 +124,19 @@ impl Arrived {
         if let Some(time) = &event.client_time {
             item.insert(CLIENT_TIMESTAMP.into(), time.as_str().into());
         }
+        let record = RecordKey {
+            table: domain.table.as_str().into(),
+            tenant: event.tenant.as_str().into(),
+            subject: event.subject.as_str().into(),
+            parent,
+        };
         Ok(Arrived {
             event,
             domain,
             item,
             content,
             parent,
+            record,
             resolution,
             place,
             log_time,
@@ -155,23 +164,18 @@ impl Arrived {
 
     /// The record that it is about.
     pub fn record(&self) -> RecordKey {
-        RecordKey {
-            table: self.domain.table.clone(),
-            tenant: self.event.tenant.as_str().to_owned(),
-            subject: self.event.subject.clone(),
-            parent: self.parent,
-        }
+        self.record.clone()
     }
 
     /// The record that its record hangs on, in the parent's table.
     pub fn parent_record(&self, registry: &Registry) -> Option<RecordKey> {
         let parent = self.domain.parent.as_ref()?;
         let table = registry.by_name(&parent.domain)?.table.clone();
-        let tenant = self.event.tenant.as_str().to_owned();
+        let tenant = self.record.tenant.clone();
         Some(RecordKey {
-            table,
+            table: table.into(),
             tenant,
-            subject: self.parent?.to_string(),
+            subject: self.parent?.to_string().into(),
             parent: None,
         })
     }

@@ -54,7 +54,7 @@ pub enum Folded {
 #[derive(Debug, Clone, PartialEq)]
 pub struct Step {
     /// The record afterwards.
-    pub state: State,
+    pub state: Arc<State>,
     /// What it did.
     pub change: Change,
     /// Which members of the document it touched, and what they were before.
@@ -135,9 +135,9 @@ fn fold_telemetry(record: &Record, arrived: &Arrived, replace: bool) -> Folded {
             })
         }
         state => {
-            let mut doc = patch_against(arrived, state.as_ref(), &[]);
+            let mut doc = patch_against(arrived, state.as_deref(), &[]);
             write_defaults(&arrived.domain, &mut doc);
-            apply(state.as_ref(), None, arrived, doc, false)
+            apply(state.as_deref(), None, arrived, doc, false)
         }
     }
 }
@@ -336,7 +336,7 @@ pub(crate) fn step(
         (false, false) => Change::Updated,
     };
     Step {
-        state: next,
+        state: Arc::new(next),
         change,
         touched: Arc::new(touched),
         audience_before: state.and_then(|state| state.audience.clone()),
@@ -389,7 +389,7 @@ pub fn follow_parent(child: &State, parent: &State, arrived: &Arrived) -> Option
         ..child.clone()
     };
     Some(Step {
-        state,
+        state: Arc::new(state),
         change: Change::Updated,
         touched: Arc::default(),
         audience_before: child.audience.clone(),

@@ -103,7 +103,7 @@ async fn load_states(
     events: &[Arc<Arrived>],
     world: &mut World,
 ) -> Result<(), ProjectorError> {
-    let mut keys: BTreeMap<String, BTreeSet<RecordKey>> = BTreeMap::new();
+    let mut keys: BTreeMap<Arc<str>, BTreeSet<RecordKey>> = BTreeMap::new();
     for arrived in events {
         for key in [Some(arrived.record()), arrived.parent_record(registry)]
             .into_iter()
@@ -130,7 +130,7 @@ async fn load_states(
     for ((_, keys), rows) in states.iter().zip(&states_found) {
         for row in rows {
             if let Some(key) = numbered(row, keys)? {
-                world.records.entry(key.clone()).or_default().state = Some(read_state(row)?);
+                world.records.entry(key.clone()).or_default().state = Some(Arc::new(read_state(row)?));
             }
         }
     }
@@ -187,8 +187,8 @@ async fn states_of(
         table = domain.table,
     );
     let numbers: Vec<i64> = (0..keys.len() as i64).collect();
-    let tenants: Vec<String> = keys.iter().map(|key| key.tenant.clone()).collect();
-    let subjects: Vec<String> = keys.iter().map(|key| key.subject.clone()).collect();
+    let tenants: Vec<String> = keys.iter().map(|key| key.tenant.to_string()).collect();
+    let subjects: Vec<String> = keys.iter().map(|key| key.subject.to_string()).collect();
     let parents: Vec<Option<Uuid>> = keys.iter().map(|key| key.parent).collect();
     Ok(Lookup {
         statement: session.prepare(&sql).await?,
@@ -253,7 +253,7 @@ async fn load_children(
     };
     for domain in &registry.on_topic(&first.domain.topic) {
         for child in child_domains(registry, domain) {
-            let of_domain = parents.iter().filter(|key| key.table == domain.table);
+            let of_domain = parents.iter().filter(|key| *key.table == *domain.table);
             let parents: Vec<RecordKey> = of_domain.cloned().collect();
             if !parents.is_empty() {
                 load_children_of(session, child, &parents, world).await?;
@@ -277,20 +277,20 @@ async fn load_children_of(
         table = child.table,
     );
     let numbers: Vec<i64> = (0..parents.len() as i64).collect();
-    let tenants: Vec<&str> = parents.iter().map(|key| key.tenant.as_str()).collect();
-    let subjects: Vec<&str> = parents.iter().map(|key| key.subject.as_str()).collect();
+    let tenants: Vec<&str> = parents.iter().map(|key| &*key.tenant).collect();
+    let subjects: Vec<&str> = parents.iter().map(|key| &*key.subject).collect();
     for row in session.query(&sql, &[&numbers, &tenants, &subjects]).await? {
         let at: i64 = get(&row, "n")?;
         let Some(parent) = usize::try_from(at).ok().and_then(|at| parents.get(at)) else {
             continue;
         };
         let key = RecordKey {
-            table: child.table.clone(),
+            table: child.table.as_str().into(),
             tenant: parent.tenant.clone(),
-            subject: get(&row, "subject")?,
+            subject: get::<&str>(&row, "subject")?.into(),
             parent: Some(get(&row, "parent_id")?),
         };
-        world.records.entry(key.clone()).or_default().state = Some(read_state(&row)?);
+        world.records.entry(key.clone()).or_default().state = Some(Arc::new(read_state(&row)?));
         world.children.entry(parent.clone()).or_default().insert(key);
     }
     Ok(())
@@ -332,7 +332,7 @@ async fn load_pasts(
     needed: HashMap<RecordKey, i64>,
     world: &mut World,
 ) -> Result<(), ProjectorError> {
-    let mut chains: BTreeMap<String, Vec<Chain>> = BTreeMap::new();
+    let mut chains: BTreeMap<Arc<str>, Vec<Chain>> = BTreeMap::new();
     for (key, after) in needed.iter().filter(|(_, after)| **after < OUTCOMES_ALONE) {
         if let Some(state) = world.records.get(key).and_then(|record| record.state.as_ref()) {
             let chain = Chain {
@@ -370,8 +370,8 @@ async fn walk_feed(
 ) -> Result<(), ProjectorError> {
     let sql = past_of(domain);
     let numbers: Vec<i64> = (0..chains.len() as i64).collect();
-    let tenants: Vec<&str> = chains.iter().map(|chain| chain.key.tenant.as_str()).collect();
-    let subjects: Vec<&str> = chains.iter().map(|chain| chain.key.subject.as_str()).collect();
+    let tenants: Vec<&str> = chains.iter().map(|chain| &*chain.key.tenant).collect();
+    let subjects: Vec<&str> = chains.iter().map(|chain| &*chain.key.subject).collect();
     let partitions: Vec<i32> = chains.iter().map(|chain| chain.place.partition).collect();
     let offsets: Vec<i64> = chains.iter().map(|chain| chain.place.offset).collect();
     let afters: Vec<i64> = chains.iter().map(|chain| chain.after).collect();

@@ -20,11 +20,11 @@ pub type Doc = Map<String, Value>;
 #[derive(Debug, Clone, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct RecordKey {
     /// The domain's table.
-    pub table: String,
+    pub table: Arc<str>,
     /// The tenant.
-    pub tenant: String,
+    pub tenant: Arc<str>,
     /// `mobile_id` or `item_id`.
-    pub subject: String,
+    pub subject: Arc<str>,
     /// The parent's `mobile_id`, for domains that have one.
     pub parent: Option<Uuid>,
 }
@@ -207,7 +207,7 @@ impl Past {
 #[derive(Debug, Clone, Default)]
 pub struct Record {
     /// Its state; none if it never existed.
-    pub state: Option<State>,
+    pub state: Option<Arc<State>>,
     /// What is known of its past.
     pub past: Past,
     /// The conflicts that a resolution at hand may be about: those that it names, and those that the chunk makes.
@@ -217,6 +217,6 @@ pub struct Record {
 impl Record {
     /// Its state; none if it never existed, or was deleted before the horizon.
     pub fn state_since(&self, horizon: DateTime<Utc>) -> Option<&State> {
-        self.state.as_ref().filter(|state| !state.is_forgotten(horizon))
+        self.state.as_deref().filter(|state| !state.is_forgotten(horizon))
     }
 }

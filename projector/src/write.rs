@@ -195,8 +195,8 @@ fn sheets(
         let changed: Vec<(&RecordKey, &State)> = results
             .changed
             .iter()
-            .filter(|key| key.table == domain.table)
-            .filter_map(|key| Some((key, world.records.get(key)?.state.as_ref()?)))
+            .filter(|key| *key.table == *domain.table)
+            .filter_map(|key| Some((key, world.records.get(key)?.state.as_deref()?)))
             .collect();
         if !changed.is_empty() {
             sheets.push(rows(domain, &changed));
@@ -204,7 +204,7 @@ fn sheets(
         let feed: Vec<&FeedRow> = results
             .feed
             .iter()
-            .filter(|row| row.record.table == domain.table)
+            .filter(|row| *row.record.table == *domain.table)
             .collect();
         if !feed.is_empty() {
             sheets.push(feed_rows(domain, &feed));

@@ -432,7 +432,7 @@ fn an_entry_says_who_reads_and_writes_it_and_its_media_follow() {
             .is_empty()
     );
     let row = story.shelf.feed.last().expect("a row");
-    assert_eq!((row.operation, row.record.subject.as_str()), ("audience", MEDIA));
+    assert_eq!((row.operation, &*row.record.subject), ("audience", MEDIA));
 }
 
 #[test]

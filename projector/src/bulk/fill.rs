@@ -168,14 +168,15 @@ impl Filler {
     /// is behind, which is the rule.
     async fn learn(&mut self, events: &[Arc<Arrived>]) -> Result<(), ProjectorError> {
         let registry = self.parts.registry.clone();
-        let known = match &mut self.parts.seen {
-            None => events.to_vec(),
-            Some(seen) => seen.part(events).1,
-        };
-        let (held, strangers): (Vec<_>, Vec<_>) = known
+        let (held, others): (Vec<_>, Vec<_>) = events
             .iter()
             .cloned()
             .partition(|arrived| self.world.records.contains_key(&head(&registry, arrived)));
+        let strangers = match &mut self.parts.seen {
+            None => others,
+            Some(seen) => seen.part(&others).1,
+        };
+        let known: Vec<Arc<Arrived>> = held.iter().chain(&strangers).cloned().collect();
         let answered = |arrived: &Arc<Arrived>| {
             let answered = self.answered.as_ref();
             answered.is_none_or(|answered| answered.contains(&arrived.key()))
@@ -270,7 +271,7 @@ impl Filler {
         drill::reached("project.writing");
         let stored = &self.stored;
         let changed = self.world.records.iter().filter_map(|(key, record)| {
-            let state = record.state.as_ref()?;
+            let state = record.state.as_deref()?;
             let since = stored.get(&state.place.partition)?.next_offset;
             (state.place.offset >= since).then_some((key, state))
         });

@@ -29,7 +29,7 @@ impl Spill {
     pub(crate) fn of(registry: &Registry, results: &Results, topic: &str, dead: &[DeadLetter]) -> Spill {
         let mut feeds: BTreeMap<&str, (&Arc<Domain>, Copying)> = BTreeMap::new();
         for change in &results.feed {
-            let table = change.record.table.as_str();
+            let table = &*change.record.table;
             if !feeds.contains_key(table)
                 && let Some(domain) = registry.by_table(table)
             {
@@ -83,13 +83,13 @@ pub(crate) async fn checkpoint_rows<'a>(
     let mut tables: BTreeMap<&str, Rows<'a>> = BTreeMap::new();
     let mut written = Vec::new();
     for (key, state) in changed {
-        if !tables.contains_key(key.table.as_str())
+        if !tables.contains_key(&*key.table)
             && let Some(domain) = registry.by_table(&key.table)
         {
             let (new, there) = (Copying::into(domain.table.clone()), Vec::new());
             tables.insert(&key.table, Rows { domain, new, there });
         }
-        let Some(rows) = tables.get_mut(key.table.as_str()) else {
+        let Some(rows) = tables.get_mut(&*key.table) else {
             continue;
         };
         if with_row.contains(key) {

@@ -349,7 +349,7 @@ impl Shelf {
                 .into_iter()
                 .flatten()
             {
-                let state = self.states.get(&key).cloned();
+                let state = self.states.get(&key).cloned().map(Arc::new);
                 world.records.entry(key).or_default().state = state;
             }
             for child in child_domains(registry, &arrived.domain) {
@@ -357,9 +357,9 @@ impl Shelf {
                 for (key, state) in self
                     .states
                     .iter()
-                    .filter(|(key, _)| key.table == child.table && key.parent == parent)
+                    .filter(|(key, _)| *key.table == *child.table && key.parent == parent)
                 {
-                    world.records.entry(key.clone()).or_default().state = Some(state.clone());
+                    world.records.entry(key.clone()).or_default().state = Some(Arc::new(state.clone()));
                     world
                         .children
                         .entry(arrived.record())
@@ -447,7 +447,7 @@ impl Shelf {
             let state = world
                 .records
                 .get(key)
-                .and_then(|record| record.state.clone())
+                .and_then(|record| record.state.as_deref().cloned())
                 .expect("a changed state");
             self.states.insert(key.clone(), state);
         }
@@ -578,7 +578,7 @@ impl Shelf {
     pub fn state(&self, subject: &str) -> &State {
         self.states
             .iter()
-            .find(|(key, _)| key.subject == subject)
+            .find(|(key, _)| &*key.subject == subject)
             .map(|(_, state)| state)
             .expect("a state")
     }

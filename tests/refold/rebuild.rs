@@ -122,6 +122,36 @@ async fn two_rebuilds_of_one_topic_refuse_each_other() {
     deployment.run(&["verify", "--domain", "journal"]).ok();
 }
 
+#[tokio::test(flavor = "multi_thread")]
+async fn a_connection_that_breaks_amid_a_fold_costs_no_row() {
+    let service = Service::start("broken");
+    let deployment = &service.deployment;
+    crew::fill(deployment, &crew::tenants(), 3000).await;
+    let mut command = deployment.command(&["rebuild", "--domain", "helpdesk", "--output", "json"]);
+    command.env("TIDELOG_DRILL_STOP", "project.folded@2:wait=3000");
+    let running = command
+        .stdout(std::process::Stdio::piped())
+        .stderr(std::process::Stdio::piped())
+        .spawn()
+        .expect("tidelog can be run");
+    let db = deployment.db().await;
+    // Whoever has written into the shadow's tables and not committed yet.
+    let breaks = "SELECT DISTINCT pg_terminate_backend(l.pid) FROM pg_locks l JOIN pg_class c ON c.oid = l.relation \
+                  JOIN pg_namespace n ON n.oid = c.relnamespace WHERE n.nspname = $1 AND l.mode = 'RowExclusiveLock'";
+    let schema = format!("{}_shadow_helpdesk", deployment.schema);
+    eventually("a connection is broken", async || {
+        (!db.rows(breaks, &[&schema]).await.is_empty()).then_some(())
+    })
+    .await;
+    let output = running.wait_with_output().expect("it ends");
+    let said = String::from_utf8_lossy(&output.stderr);
+    assert!(said.contains("gone on with step by step"), "{said}");
+    let rebuilt: Value = serde_json::from_slice(&output.stdout).expect(&said);
+    assert_eq!(rebuilt["done"], "swapped", "{rebuilt}");
+    assert_eq!(rebuilt["differences"], serde_json::json!([]), "{rebuilt}");
+    deployment.run(&["verify", "--domain", "helpdesk"]).ok();
+}
+
 /// Killed at a step, if it comes so far: a domain with few events may be done before.
 fn killed(service: &Service, domain: &str, step: &str) {
     let mut command = service

@@ -9,8 +9,8 @@ use tidelog_http::auth::Role;
 
 use crate::crew::{self, Crew};
 use crate::support::eventually;
-use crate::support::items::{DOMAINS, Known};
-use crate::support::phone::Phone;
+use crate::support::items::{DOMAINS, Known, tickets};
+use crate::support::phone::{Phone, tenant};
 use crate::support::projection::projection;
 use crate::support::service::Service;
 
@@ -126,7 +126,10 @@ async fn two_rebuilds_of_one_topic_refuse_each_other() {
 async fn a_connection_that_breaks_amid_a_fold_costs_no_row() {
     let service = Service::start("broken");
     let deployment = &service.deployment;
-    crew::fill(deployment, &crew::tenants(), 3000).await;
+    let phone = Phone::new(deployment, &tenant("broken"), "asha");
+    for _ in 0..40 {
+        phone.post("helpdesk", &tickets(100)).await.expect(200);
+    }
     let mut command = deployment.command(&["rebuild", "--domain", "helpdesk", "--output", "json"]);
     command.env("TIDELOG_DRILL_STOP", "project.folded@2:wait=3000");
     let running = command
@@ -137,7 +140,7 @@ async fn a_connection_that_breaks_amid_a_fold_costs_no_row() {
     let db = deployment.db().await;
     // Whoever has written into the shadow's tables and not committed yet.
     let breaks = "SELECT DISTINCT pg_terminate_backend(l.pid) FROM pg_locks l JOIN pg_class c ON c.oid = l.relation \
-                  JOIN pg_namespace n ON n.oid = c.relnamespace WHERE n.nspname = $1 AND l.mode = 'RowExclusiveLock'";
+                  JOIN pg_namespace n ON n.oid = c.relnamespace WHERE n.nspname = $1 AND c.relname = 'helpdesk_changes' AND l.mode = 'RowExclusiveLock'";
     let schema = format!("{}_shadow_helpdesk", deployment.schema);
     eventually("a connection is broken", async || {
         (!db.rows(breaks, &[&schema]).await.is_empty()).then_some(())

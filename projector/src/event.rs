@@ -180,6 +180,11 @@ impl Arrived {
         })
     }
 
+    /// The record that stands for its family: what its record hangs on, or its own.
+    pub(crate) fn head(&self, registry: &Registry) -> RecordKey {
+        self.parent_record(registry).unwrap_or_else(|| self.record())
+    }
+
     /// Its identity as an event: one item of one batch.
     pub fn key(&self) -> EventKey {
         (self.event.batch, self.event.index)

@@ -30,10 +30,8 @@ pub(crate) async fn load(
     registry: &Registry,
     events: &[Arc<Arrived>],
 ) -> Result<World, ProjectorError> {
-    let mut world = World::default();
-    load_states(session, registry, events, &mut world).await?;
     let parents = events.iter().map(|arrived| arrived.record()).collect();
-    load_children(session, registry, events, parents, &mut world).await?;
+    let mut world = load_with_children(session, registry, events, parents).await?;
     load_rest(session, registry, events, &mut world).await?;
     Ok(world)
 }
@@ -45,15 +43,20 @@ pub(crate) async fn load_families(
     registry: &Registry,
     events: &[Arc<Arrived>],
 ) -> Result<World, ProjectorError> {
+    let heads = events.iter().map(|arrived| arrived.head(registry)).collect();
+    load_with_children(session, registry, events, heads).await
+}
+
+/// The records of a chunk, and what hangs on these parents.
+async fn load_with_children(
+    session: &mut Session,
+    registry: &Registry,
+    events: &[Arc<Arrived>],
+    parents: BTreeSet<RecordKey>,
+) -> Result<World, ProjectorError> {
     let mut world = World::default();
     load_states(session, registry, events, &mut world).await?;
-    let head = |arrived: &Arc<Arrived>| {
-        arrived
-            .parent_record(registry)
-            .unwrap_or_else(|| arrived.record())
-    };
-    let heads = events.iter().map(head).collect();
-    load_children(session, registry, events, heads, &mut world).await?;
+    load_children(session, registry, events, parents, &mut world).await?;
     Ok(world)
 }
 

@@ -175,13 +175,14 @@ impl Gently {
                 _ = ticks.tick() => None,
             };
             let now = passed.count();
-            self.exposed.read(topic, now - counted);
+            // Less than before where a part is done again.
+            self.exposed.read(topic, now.saturating_sub(counted));
             if now > counted && waiting {
                 waiting = false;
                 self.exposed.up(true);
                 tracing::info!("{topic} gets on again");
             }
-            if now > counted {
+            if now != counted {
                 (counted, moved) = (now, Instant::now());
             }
             if let Some(ended) = ended {

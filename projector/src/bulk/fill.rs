@@ -171,7 +171,7 @@ impl Filler {
         let (held, others): (Vec<_>, Vec<_>) = events
             .iter()
             .cloned()
-            .partition(|arrived| self.world.records.contains_key(&head(&registry, arrived)));
+            .partition(|arrived| self.world.records.contains_key(&arrived.head(&registry)));
         let strangers = match &mut self.parts.seen {
             None => others,
             Some(seen) => seen.part(&others).1,
@@ -301,13 +301,6 @@ impl Filler {
         });
         each.collect()
     }
-}
-
-/// The record that stands for an event's family: what it hangs on, or its own.
-fn head(registry: &Registry, arrived: &Arrived) -> RecordKey {
-    arrived
-        .parent_record(registry)
-        .unwrap_or_else(|| arrived.record())
 }
 
 fn payload(record: &OwnedMessage) -> usize {

@@ -30,6 +30,7 @@ mod refold;
 mod serve;
 mod settings;
 mod shutdown;
+mod snapshot;
 mod stack;
 mod status;
 mod tail;
@@ -77,6 +78,7 @@ enum Command {
     Replay(refold::replay::ReplayArgs),
     Rebuild(refold::rebuild::RebuildArgs),
     Verify(refold::verify::VerifyArgs),
+    Snapshot(Box<snapshot::SnapshotArgs>),
     Tail(Box<tail::TailArgs>),
     Trace(Box<trace::TraceArgs>),
     Tenant(tenant::TenantArgs),
@@ -127,6 +129,7 @@ async fn run() -> ExitCode {
         Command::Replay(args) => refold::replay::run(args).await.map(done),
         Command::Rebuild(args) => refold::rebuild::run(args).await,
         Command::Verify(args) => refold::verify::run(args).await,
+        Command::Snapshot(args) => snapshot::run(*args).await,
         Command::Tail(args) => tail::run(*args).await.map(done),
         Command::Trace(args) => trace::run(*args).await.map(done),
         Command::Tenant(args) => tenant::run(args).await.map(done),

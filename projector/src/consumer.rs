@@ -8,11 +8,12 @@ use crate::lane::{Progress, ToLane};
 use crate::ownership::{End, Owned, claim, heartbeat};
 use crate::retry::waits;
 use crate::session::Session;
+use crate::withheld::{LOOK_AGAIN, Withheld, look_again, withhold};
 use chrono::Utc;
 use rdkafka::client::ClientContext;
 use rdkafka::config::ClientConfig;
 use rdkafka::consumer::{BaseConsumer, CommitMode, Consumer, ConsumerContext};
-use rdkafka::error::KafkaError;
+use rdkafka::error::{KafkaError, RDKafkaErrorCode};
 use rdkafka::types::RDKafkaRespErr;
 use rdkafka::{Offset, TopicPartitionList};
 use std::collections::{BTreeMap, HashMap};
@@ -47,11 +48,11 @@ pub(crate) struct ConsumerParts {
 }
 
 /// Follows rebalances.
-struct Context {
-    runtime: Handle,
-    instance: String,
-    database: Config,
-    lanes: HashMap<String, mpsc::Sender<ToLane>>,
+pub(crate) struct Context {
+    pub(crate) runtime: Handle,
+    pub(crate) instance: String,
+    pub(crate) database: Config,
+    pub(crate) lanes: HashMap<String, mpsc::Sender<ToLane>>,
     shutdown: watch::Receiver<bool>,
     /// What was read and not taken by a lane yet.
     backlog: Mutex<Backlog>,
@@ -61,6 +62,8 @@ struct Context {
     told: Mutex<Positions>,
     /// Why this process may not go on: a newer one has had a partition that it was to own.
     refused: Mutex<Option<ProjectorError>>,
+    /// Partitions that cannot be read from where they stand.
+    withheld: Mutex<Withheld>,
 }
 
 impl ClientContext for Context {
@@ -115,6 +118,10 @@ impl Context {
         self.told.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
+    pub(crate) fn withheld(&self) -> MutexGuard<'_, Withheld> {
+        self.withheld.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
     fn refused(&self) -> MutexGuard<'_, Option<ProjectorError>> {
         self.refused.lock().unwrap_or_else(PoisonError::into_inner)
     }
@@ -134,10 +141,11 @@ impl Context {
             };
             tracing::info!(topic, partitions = ?wanted.get(&topic), "owns");
             for owned in owned {
-                if beyond_the_end(consumer, &topic, &owned) {
+                // The group may take back only what was assigned: one that is withheld too, of which nothing comes from there.
+                start.add_partition_offset(&topic, owned.partition, Offset::Offset(owned.next_offset))?;
+                if withhold(consumer, &topic, &owned) {
                     continue;
                 }
-                start.add_partition_offset(&topic, owned.partition, Offset::Offset(owned.next_offset))?;
                 tracing::debug!(
                     topic,
                     partition = owned.partition,
@@ -197,6 +205,7 @@ impl Context {
                 continue;
             }
             self.backlog().forget(&topic, &numbers);
+            self.withheld().forget(&topic, &numbers);
             let (done, finished) = oneshot::channel();
             // A lane that waits for Postgres takes no orders, and may have no room for one either.
             let releasing = async {
@@ -227,40 +236,6 @@ fn by_topic(partitions: &TopicPartitionList) -> BTreeMap<String, Vec<i32>> {
     topics
 }
 
-/// A position behind the log's end means that the log was lost or made anew: reading it from its start would pass over
-/// every record below the position without a word, so the partition is not read at all.
-fn beyond_the_end(consumer: &BaseConsumer<Context>, topic: &str, owned: &Owned) -> bool {
-    match consumer.fetch_watermarks(topic, owned.partition, Duration::from_secs(10)) {
-        Ok((low, end)) if owned.next_offset > end => {
-            tracing::error!(
-                topic,
-                partition = owned.partition,
-                position = owned.next_offset,
-                low,
-                end,
-                "the position is beyond the end of the log: the topic was lost or made anew. The partition is not \
-                 read. Restore the topic, or point the service at an empty schema"
-            );
-            true
-        }
-        Ok((low, _)) if owned.next_offset < low => {
-            tracing::error!(
-                topic,
-                partition = owned.partition,
-                position = owned.next_offset,
-                low,
-                "the log begins after the position"
-            );
-            false
-        }
-        Ok(_) => false,
-        Err(error) => {
-            tracing::warn!(%error, topic, partition = owned.partition, "the log's end could not be asked for");
-            false
-        }
-    }
-}
-
 /// Runs the consumer until shutdown. Blocks: call it on a thread of its own.
 pub(crate) fn run(parts: ConsumerParts, runtime: Handle) -> Result<(), ProjectorError> {
     let topics: Vec<String> = parts.lanes.keys().cloned().collect();
@@ -274,6 +249,7 @@ pub(crate) fn run(parts: ConsumerParts, runtime: Handle) -> Result<(), Projector
         committing: AtomicBool::new(false),
         told: Mutex::default(),
         refused: Mutex::default(),
+        withheld: Mutex::default(),
     };
     let consumer: Arc<BaseConsumer<Context>> = Arc::new(client_config(&parts).create_with_context(context)?);
     let names: Vec<&str> = topics.iter().map(String::as_str).collect();
@@ -289,7 +265,7 @@ pub(crate) fn run(parts: ConsumerParts, runtime: Handle) -> Result<(), Projector
         parts.progress.clone(),
         parts.shutdown.clone(),
     ));
-    let mut committed = Instant::now();
+    let (mut committed, mut looked) = (Instant::now(), Instant::now());
     let mut refused = None;
     while !*parts.shutdown.borrow() {
         refused = consumer.context().refused().take();
@@ -306,6 +282,10 @@ pub(crate) fn run(parts: ConsumerParts, runtime: Handle) -> Result<(), Projector
         if committed.elapsed() > HEARTBEAT {
             commit(&consumer, &parts.progress);
             committed = Instant::now();
+        }
+        if looked.elapsed() > LOOK_AGAIN {
+            look_again(&consumer, &parts.progress);
+            looked = Instant::now();
         }
     }
     // The lanes end their chunks by themselves at shutdown; what they wrote is in Postgres, so nothing is lost if the
@@ -331,7 +311,8 @@ fn client_config(parts: &ConsumerParts) -> ClientConfig {
         .set("client.id", &parts.instance)
         .set("enable.auto.commit", "false")
         .set("enable.auto.offset.store", "false")
-        .set("auto.offset.reset", "earliest")
+        // Where the log does not have a position, nothing is read: another place would pass over records without a word.
+        .set("auto.offset.reset", "error")
         .set("partition.assignment.strategy", "cooperative-sticky")
         .set("session.timeout.ms", session.to_string())
         .set("heartbeat.interval.ms", (session / 6).to_string())
@@ -365,11 +346,19 @@ fn read_parcel(consumer: &BaseConsumer<Context>) {
         // A rebalance takes place within the poll and makes the backlog forget, so a record is gathered at once.
         match consumer.poll(wait) {
             Some(Ok(message)) => context.backlog().gather(message.detach()),
+            Some(Err(error)) if lost_its_place(&error) => context.withheld().doubt(),
             Some(Err(error)) => tracing::warn!(%error, "the consumer"),
             None => return,
         }
         wait = GATHER;
     }
+}
+
+/// A partition is read no further, since the log does not have its position.
+fn lost_its_place(error: &KafkaError) -> bool {
+    use RDKafkaErrorCode::{AutoOffsetReset, OffsetOutOfRange};
+    let code = error.rdkafka_error_code();
+    code.is_some_and(|code| matches!(code, AutoOffsetReset | OffsetOutOfRange))
 }
 
 fn pause(consumer: &BaseConsumer<Context>, topic: &str, pause: bool) {

@@ -46,6 +46,7 @@ mod session;
 pub mod shadow;
 mod sheet;
 pub mod state;
+mod withheld;
 mod write;
 
 pub use error::ProjectorError;

@@ -239,6 +239,11 @@ impl Reader {
             return Ok(());
         }
         let consumer = self.log.consumer()?;
+        // A client that has not heard of a topic looks for its leaders once a second only: without asking, that is what the first
+        // record takes. Where nobody answers now, it waits like that.
+        if let Err(error) = partitions(&consumer, &self.log.topic) {
+            tracing::debug!(%error, topic = %self.log.topic, "its leaders are not known yet");
+        }
         let mut start = TopicPartitionList::new();
         for (partition, open) in &self.open {
             start.add_partition_offset(&self.log.topic, *partition, Offset::Offset(open.next_offset))?;

@@ -6,6 +6,7 @@ mod exposed;
 mod follow;
 pub(crate) mod rebuild;
 pub(crate) mod replay;
+mod restoring;
 mod shown;
 pub(crate) mod verify;
 
@@ -27,6 +28,9 @@ use crate::serve::INSTANCE;
 use crate::settings::{DatabaseSettings, DomainSettings, KafkaSettings};
 use crate::{database, domains};
 
+/// Held in memory unless told.
+const MEMORY_MB: u32 = 512;
+
 /// Where the log and the tables are, and how hard to work.
 #[derive(Args, Clone, Debug)]
 pub(crate) struct Ground {
@@ -34,7 +38,7 @@ pub(crate) struct Ground {
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u16).range(1..=64))]
     jobs: Option<u16>,
     /// Megabytes of what is folded that may be held in memory before it is written: the more, the fewer rows are written twice
-    #[arg(long, value_name = "MB", default_value_t = 512, value_parser = clap::value_parser!(u32).range(16..=1_000_000))]
+    #[arg(long, value_name = "MB", default_value_t = MEMORY_MB, value_parser = clap::value_parser!(u32).range(16..=1_000_000))]
     memory: u32,
     #[command(flatten)]
     pub(crate) kafka: KafkaSettings,
@@ -46,7 +50,7 @@ pub(crate) struct Ground {
 
 /// What a shadow is for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Purpose {
+pub(crate) enum Purpose {
     /// Kept until it is swapped in, and afterwards with what it replaced.
     Rebuild,
     /// Gone when the command ends.
@@ -54,17 +58,39 @@ enum Purpose {
 }
 
 impl Ground {
+    /// As another command was told.
+    pub(crate) fn new(
+        jobs: Option<u16>,
+        kafka: &KafkaSettings,
+        database: &DatabaseSettings,
+        domains: &DomainSettings,
+    ) -> Ground {
+        Ground {
+            jobs,
+            memory: MEMORY_MB,
+            kafka: kafka.clone(),
+            database: database.clone(),
+            domains: domains.clone(),
+        }
+    }
+
+    /// How much is done at once.
+    pub(crate) fn jobs(&self) -> usize {
+        let processors = std::thread::available_parallelism().map_or(2, std::num::NonZero::get);
+        self.jobs.map_or(processors, usize::from)
+    }
+
     fn registry(&self) -> Result<Arc<Registry>> {
         domains::registry(&self.domains)
     }
 
     /// A connection to a schema of this build.
-    async fn connect(&self, use_of: &str, registry: &Registry) -> Result<Client> {
+    pub(crate) async fn connect(&self, use_of: &str, registry: &Registry) -> Result<Client> {
         connected(&self.database, registry, use_of, &[("statement_timeout", "0")]).await
     }
 
     /// A shadow of one topic.
-    fn shadow(
+    pub(crate) fn shadow(
         &self,
         registry: &Arc<Registry>,
         topic: &str,
@@ -75,7 +101,6 @@ impl Ground {
             Purpose::Rebuild => ("shadow", false),
             Purpose::Scratch(kind) => (kind, true),
         };
-        let processors = std::thread::available_parallelism().map_or(2, std::num::NonZero::get);
         Ok(Shadow::new(ShadowConfig {
             brokers: self.kafka.kafka_brokers.clone(),
             topic_prefix: self.kafka.topic_prefix.clone(),
@@ -86,7 +111,7 @@ impl Ground {
             topic: topic.to_owned(),
             instance: INSTANCE.clone(),
             partitions,
-            jobs: self.jobs.map_or(processors, usize::from),
+            jobs: self.jobs(),
             memory: (self.memory as usize) << 20,
             scratch,
         }))
@@ -118,7 +143,7 @@ fn schema_name(live: &str, kind: &str, topic: &str) -> String {
 }
 
 /// The names of the domains on a shadow's topic.
-fn names(shadow: &Shadow) -> Vec<String> {
+pub(crate) fn names(shadow: &Shadow) -> Vec<String> {
     shadow
         .domains()
         .iter()
@@ -155,14 +180,14 @@ impl Pace {
     }
 }
 
-/// Folds up to where the service stands now, and shows how far it is. None where it was told to stop.
+/// Folds up to where the service stands now (or, where it stands before the shadow, to the log's end), and shows how far it is. None where it was told to stop.
 async fn fold(
     shadow: &Shadow,
     client: &Client,
     selection: &Arc<Selection>,
     stop: &watch::Receiver<bool>,
 ) -> Result<Option<Pace>> {
-    let to = shadow.live_positions(client).await?;
+    let to = shadow.goals(client).await?;
     let from = shadow.positions().await?;
     let events = ahead(&from, &to);
     let (passed, began) = (Passed::default(), Instant::now());

@@ -1,6 +1,7 @@
 //! `tidelog rebuild`: a topic's tables made again from the log, beside those that serve, and put in their place. Folds, follows the
 //! service, makes indexes, compares, swaps; goes on where an earlier run was cut off. The swapped-out tables stay for the way back.
 
+use std::path::PathBuf;
 use std::process::ExitCode;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -11,10 +12,11 @@ use serde::Serialize;
 use serde_json::{Value, json};
 use tidelog_events::domain::Registry;
 use tidelog_projector::fold::FOLD_VERSION;
-use tidelog_projector::shadow::{Candidates, Selection, Shadow, ShadowState};
+use tidelog_projector::shadow::{Candidates, Selection, Shadow, ShadowState, offsets};
 use tokio::sync::watch;
 use tokio_postgres::Client;
 
+use super::restoring::{Behind, checked, put_back, restore};
 use super::shown::{self, Shown};
 use super::{Ground, Pace, Purpose, ahead, existing, fold, names};
 use crate::audit::Audit;
@@ -38,9 +40,13 @@ const ROUNDS: usize = 50;
                   receipts that phones hold stay good. Where the definition has a new promoted column, this is how its tables get \
                   it; where the fold has changed, this is how what was folded by the old one is brought up to date. Rows that \
                   differ are listed, and swapped in only with --accept-differences. Domains that share a topic are rebuilt \
-                  together. Stopped or killed, it goes on from there when it is run again.",
+                  together. Stopped or killed, it goes on from there when it is run again.\n\nWhere the log has lost its beginning, \
+                  --snapshot begins with what `tidelog snapshot` has written and folds what came afterwards. Where the live tables stand \
+                  before that, as after the loss of the database and `tidelog migrate`, there is nothing to compare: tables and \
+                  positions are put in their place, and projectors go on from there.",
     after_help = "Examples:\n  tidelog rebuild --domain helpdesk --dry-run\n  tidelog rebuild --domain helpdesk\n  \
                   tidelog rebuild --domain helpdesk --partitions 2,5 --accept-differences\n  \
+                  tidelog rebuild --domain helpdesk --snapshot /backup/tidelog\n  \
                   tidelog rebuild --domain helpdesk --back\n  tidelog rebuild --domain helpdesk --discard --yes\n\nExit codes:\n  \
                   0  done\n  \
                   1  failed, or stopped on the way: run it again to go on, or with --discard to give up\n  \
@@ -54,6 +60,10 @@ pub(crate) struct RebuildArgs {
     /// These partitions alone, separated by commas: their rows are exchanged where they differ, and the tables stay
     #[arg(long, value_name = "N,…", value_delimiter = ',', conflicts_with = "back")]
     partitions: Vec<i32>,
+    /// Begin with the latest snapshot of the topic in this folder, or with the one that the folder is, instead of with the log's
+    /// beginning; without effect on a rebuild that has begun
+    #[arg(long, value_name = "DIR", conflicts_with_all = ["back", "discard"])]
+    snapshot: Option<PathBuf>,
     /// Go on only if this build folds by this version of the fold; without it, by whichever it has
     #[arg(long, value_name = "N")]
     schema_version: Option<u32>,
@@ -81,13 +91,17 @@ pub(crate) struct RebuildArgs {
 
 /// What was done.
 #[derive(Debug, Default, Serialize)]
-struct Rebuilt {
+pub(super) struct Rebuilt {
     topic: String,
     domains: Vec<String>,
-    /// `planned`, `folded`, `swapped`, `swapped back`, `exchanged` (of some partitions), `discarded`.
-    done: &'static str,
+    /// `planned`, `folded`, `swapped`, `swapped back`, `restored`, `exchanged` (of some partitions), `discarded`.
+    pub(super) done: &'static str,
     events: u64,
     events_per_second: u64,
+    /// The snapshot that it began with.
+    snapshot: Option<PathBuf>,
+    /// Partitions whose live tables stood before it.
+    pub(super) behind: Vec<Behind>,
     /// How long the steps took.
     folding_seconds: f64,
     indexing_seconds: f64,
@@ -96,13 +110,13 @@ struct Rebuilt {
     /// There are more differences than these.
     more: bool,
     /// Rows of the tables that all domains share, exchanged with the swap; of some partitions rows of all tables.
-    exchanged: u64,
+    pub(super) exchanged: u64,
     /// How long projection of the topic waited for the swap.
-    stood_still_ms: Option<u64>,
+    pub(super) stood_still_ms: Option<u64>,
     /// Views of others that look at the new tables now.
-    views: Vec<String>,
+    pub(super) views: Vec<String>,
     /// What may be done next.
-    next: String,
+    pub(super) next: String,
 }
 
 impl Rebuilt {
@@ -119,7 +133,7 @@ pub(crate) async fn run(args: RebuildArgs) -> Result<ExitCode> {
     let topic = named(&registry, &args.domain)?.topic.clone();
     // Says what is wrong with Postgres before anything is noted.
     args.ground.connect("rebuild", &registry).await?;
-    let arguments = json!({"domain": args.domain, "no_swap": args.no_swap, "back": args.back, "discard": args.discard, "partitions": args.partitions,
+    let arguments = json!({"domain": args.domain, "no_swap": args.no_swap, "back": args.back, "discard": args.discard, "partitions": args.partitions, "snapshot": args.snapshot,
         "accept_differences": args.accept_differences});
     let audit = Audit::begin(&args.ground.database, &args.operator, "rebuild", &arguments).await?;
     let mut ended = Err(anyhow!(STOPPED));
@@ -163,7 +177,7 @@ async fn rebuild(
         return discard(args, &shadow, state, &mut client).await;
     }
     match (args.back, state) {
-        (true, None | Some((ShadowState::Loading | ShadowState::Ready, _))) => {
+        (true, None | Some((ShadowState::Restoring | ShadowState::Loading | ShadowState::Ready, _))) => {
             bail!("there is nothing to swap back: what the last swap took out is gone, or there was none")
         }
         (false, Some((ShadowState::Retired, _))) => bail!(
@@ -172,16 +186,25 @@ async fn rebuild(
         (false, Some((_, false))) => bail!(
             "an unfinished rebuild was begun by another release, another definition, or for other partitions: drop it with --discard, and begin again"
         ),
+        (false, Some((ShadowState::Restoring, _))) if args.snapshot.is_none() => bail!(
+            "the load of a snapshot was cut off: give --snapshot again to begin it anew, or --discard to give up"
+        ),
         _ => {}
     }
+    let state = state.map(|(state, _)| state);
     if args.operator.dry_run {
-        return planned(&shadow, &client, state.is_some(), args.back).await;
+        return planned(args, &shadow, &client, state, stop).await;
     }
-    if state.is_none() {
+    let (mut state, begun, mut snapshot) = (state, state.is_some(), None);
+    if let (Some(dir), None | Some(ShadowState::Restoring)) = (&args.snapshot, state) {
+        let found = restore(&args.ground, &shadow, dir, begun, &client, stop).await?;
+        (state, snapshot) = (Some(ShadowState::Loading), Some(found.dir));
+    } else if !begun {
         let mut made = shadow.connect().await?;
         shadow.make(&mut made).await?;
     }
-    go(args, &shadow, &mut client, state.map(|(state, _)| state), stop).await
+    let rebuilt = go(args, &shadow, &mut client, state, stop).await?;
+    Ok(Rebuilt { snapshot, ..rebuilt })
 }
 
 async fn discard(
@@ -222,18 +245,32 @@ async fn discard(
     })
 }
 
-async fn planned(shadow: &Shadow, client: &Client, begun: bool, back: bool) -> Result<Rebuilt> {
+async fn planned(
+    args: &RebuildArgs,
+    shadow: &Shadow,
+    client: &Client,
+    state: Option<ShadowState>,
+    stop: &watch::Receiver<bool>,
+) -> Result<Rebuilt> {
     let to = shadow.live_positions(client).await?;
-    let from = match begun {
-        true => shadow.positions().await?,
-        false => std::collections::BTreeMap::new(),
+    let begun = state.is_some_and(|state| state != ShadowState::Restoring);
+    let mut snapshot = None;
+    let from = match (begun, &args.snapshot) {
+        (true, _) => shadow.positions().await?,
+        (false, None) => std::collections::BTreeMap::new(),
+        (false, Some(dir)) => {
+            let found = checked(shadow, dir, stop).await?;
+            snapshot = Some(found.dir);
+            offsets(&found.manifest.positions)
+        }
     };
     Ok(Rebuilt {
         topic: shadow.topic(),
         domains: names(shadow),
         done: "planned",
         events: ahead(&from, &to),
-        next: match (begun, back) {
+        snapshot,
+        next: match (begun, args.back) {
             (_, true) => {
                 "without --dry-run it brings the retired tables up to date and swaps them back".into()
             }
@@ -244,7 +281,7 @@ async fn planned(shadow: &Shadow, client: &Client, begun: bool, back: bool) -> R
     })
 }
 
-const STOPPED: &str = "stopped: run it again to go on, or with --discard to give up";
+pub(super) const STOPPED: &str = "stopped: run it again to go on, or with --discard to give up";
 
 async fn go(
     args: &RebuildArgs,
@@ -269,6 +306,19 @@ async fn go(
     }
     let indexing = began.elapsed();
     near(shadow, client, stop).await?;
+    let behind = shadow.behind(client).await?;
+    if !behind.is_empty() {
+        let rebuilt = folded(shadow, pace, indexing);
+        if !args.partitions.is_empty() {
+            bail!(
+                "the live tables stand before the snapshot, so they can only be restored with the whole topic: --discard this, and leave out --partitions"
+            );
+        }
+        if args.no_swap {
+            return Ok(rebuilt);
+        }
+        return put_back(shadow, client, &behind, args.accept_differences, stop, rebuilt).await;
+    }
     let began = Instant::now();
     let what = format!("comparing {}", shadow.topic());
     let (_, candidates) = during(&what, 0, || 0, shadow.compare(client, &everything)).await?;
@@ -279,17 +329,10 @@ async fn go(
         bail!(STOPPED);
     }
     let mut rebuilt = Rebuilt {
-        topic: shadow.topic(),
-        domains: names(shadow),
-        done: "folded",
-        events: pace.events,
-        events_per_second: pace.rate() as u64,
-        folding_seconds: pace.seconds,
-        indexing_seconds: indexing.as_secs_f64(),
         comparing_seconds: began.elapsed().as_secs_f64(),
         differences: settled.differences.iter().map(Shown::from).collect(),
         more: settled.more,
-        ..Rebuilt::default()
+        ..folded(shadow, pace, indexing)
     };
     let differs = !rebuilt.differences.is_empty() && !args.accept_differences;
     if args.no_swap || differs {
@@ -302,6 +345,21 @@ async fn go(
     match args.partitions.is_empty() {
         true => swap(args, shadow, client, &candidates, stop, rebuilt).await,
         false => exchange(shadow, client, candidates, stop, rebuilt).await,
+    }
+}
+
+/// What there is to tell once all is folded.
+fn folded(shadow: &Shadow, pace: Pace, indexing: Duration) -> Rebuilt {
+    Rebuilt {
+        topic: shadow.topic(),
+        domains: names(shadow),
+        done: "folded",
+        events: pace.events,
+        events_per_second: pace.rate() as u64,
+        folding_seconds: pace.seconds,
+        indexing_seconds: indexing.as_secs_f64(),
+        next: "run it again without --no-swap to swap".into(),
+        ..Rebuilt::default()
     }
 }
 
@@ -379,6 +437,9 @@ fn text(rebuilt: &Rebuilt) -> String {
         rebuilt.domains.join(", "),
         rebuilt.done
     );
+    if let Some(snapshot) = &rebuilt.snapshot {
+        text.push_str(&format!(", from {}", snapshot.display()));
+    }
     if rebuilt.events > 0 {
         text.push_str(&format!(", {} events", grouped(rebuilt.events as f64)));
     }
@@ -392,7 +453,8 @@ fn text(rebuilt: &Rebuilt) -> String {
         text.push_str(&format!(", projection waited {ms} ms for the swap"));
     }
     text.push_str(&match (rebuilt.done, rebuilt.differences.len()) {
-        ("planned" | "discarded", _) => "\n".to_owned(),
+        ("planned" | "discarded" | "restored", _) => "\n".to_owned(),
+        (_, 0) if !rebuilt.behind.is_empty() => "; the live tables stand before it\n".to_owned(),
         (_, 0) => "; no row differs\n".to_owned(),
         (_, count) => format!("; {count} rows differ\n"),
     });

@@ -2,6 +2,7 @@
 //! gone when it ends, and changes nothing else. With `--follow` it is done again and again, which is `follow`'s to arrange.
 
 use std::net::SocketAddr;
+use std::path::PathBuf;
 use std::process::ExitCode;
 use std::sync::Arc;
 use std::time::Duration;
@@ -16,6 +17,7 @@ use tokio::sync::watch;
 use tokio_postgres::Client;
 
 use super::follow::{self, Gently};
+use super::restoring::load_scratch;
 use super::shown::{self, Shown, Sum};
 use super::{Ground, Pace, Purpose, existing, fold, names};
 use crate::domains::named;
@@ -35,9 +37,10 @@ const LEAVE: Duration = Duration::from_secs(60);
                   changed, and how to mend it. The log is what counts: what differs is wrong in the tables. Needs room for the \
                   tables of one topic at a time, or with --sample for a part of them; nothing of it stays.\n\nWith --follow it \
                   begins again and again, at a rate that the service does not feel, prints what each round finds and serves it as \
-                  metrics. Kafka or Postgres that is away is waited for; Ctrl-C ends it.",
+                  metrics. Kafka or Postgres that is away is waited for; Ctrl-C ends it.\n\nWith --snapshot it begins with what `tidelog \
+                  snapshot` has written, where the log has lost its beginning. Damage from before the snapshot was taken is in it too.",
     after_help = "Examples:\n  tidelog verify\n  tidelog verify --domain helpdesk --partition 3\n  \
-                  tidelog verify --domain helpdesk --sample 20\n  tidelog verify --output json | jq '.[].differences'\n  \
+                  tidelog verify --domain helpdesk --sample 20\n  tidelog verify --snapshot /backup/tidelog\n  tidelog verify --output json | jq '.[].differences'\n  \
                   tidelog verify --follow --rate 5000 --every 1h --metrics-listen 127.0.0.1:9464\n\nExit codes:\n  \
                   0  the tables are what the log says; with --follow, ended by Ctrl-C or SIGTERM\n  \
                   1  failed, or stopped on the way\n  \
@@ -54,6 +57,9 @@ pub(crate) struct VerifyArgs {
     /// One record in N, chosen by its identity and another N each day
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(2..=1_000_000))]
     sample: Option<u32>,
+    /// Begin with the latest snapshot of each topic in this folder, or with the one that the folder is
+    #[arg(long, value_name = "DIR")]
+    snapshot: Option<PathBuf>,
     /// Begin again and again until Ctrl-C; print a line a topic, in JSON a document a line
     #[arg(long)]
     follow: bool,
@@ -177,6 +183,9 @@ async fn look(
         },
         None => Selection::All,
     });
+    if let Some(dir) = &args.snapshot {
+        load_scratch(&args.ground, shadow, dir, client, stop).await?;
+    }
     let folded = match gently {
         Some(gently) => gently.fold(shadow, client, &selection, stop).await?,
         None => fold(shadow, client, &selection, stop).await?,
@@ -204,7 +213,13 @@ async fn look(
         events_per_second: Pace { events, seconds }.rate() as u64,
         sample: args.sample,
         checksums: shown::sums(&tables),
-        mend: (!differences.is_empty()).then(|| format!("tidelog replay --domain {domain}")),
+        mend: (!differences.is_empty()).then(|| match &args.snapshot {
+            None => format!("tidelog replay --domain {domain}"),
+            Some(dir) => format!(
+                "tidelog rebuild --domain {domain} --snapshot {} --accept-differences",
+                dir.display()
+            ),
+        }),
         differences,
         more: settled.more,
     })

@@ -5,6 +5,7 @@
 #[path = "../support/mod.rs"]
 mod support;
 
+mod bounded;
 mod columns;
 mod crew;
 mod damage;

@@ -8,6 +8,7 @@ use rdkafka::admin::{AdminClient, AdminOptions, AlterConfig, ResourceSpecifier};
 use rdkafka::client::DefaultClientContext;
 use rdkafka::message::{Header, OwnedHeaders};
 use rdkafka::producer::{FutureProducer, FutureRecord};
+use rdkafka::{Offset, TopicPartitionList};
 use serde_json::Value;
 
 /// A record as kcat shows it.
@@ -195,5 +196,25 @@ pub(crate) async fn produce_stamped(brokers: &str, topic: &str, records: &[Stamp
     }
     for delivery in sent {
         delivery.await.expect("a producer").expect("it is in the log");
+    }
+}
+
+/// Deletes what a topic has before these offsets, as a retention does.
+pub(crate) async fn delete_before(brokers: &str, topic: &str, offsets: &[(i32, i64)]) {
+    let admin: AdminClient<DefaultClientContext> = ClientConfig::new()
+        .set("bootstrap.servers", brokers)
+        .create()
+        .expect("a client");
+    let mut list = TopicPartitionList::new();
+    for (partition, offset) in offsets.iter().filter(|(_, offset)| *offset > 0) {
+        let added = list.add_partition_offset(topic, *partition, Offset::Offset(*offset));
+        added.expect("a partition is listed once");
+    }
+    if list.count() == 0 {
+        return;
+    }
+    let deleted = admin.delete_records(&list, &AdminOptions::new()).await;
+    for element in deleted.expect("an answer").elements() {
+        assert!(element.error().is_ok(), "{element:?}");
     }
 }

@@ -5,6 +5,7 @@
 mod ddl;
 mod field;
 mod file;
+mod marks;
 mod personal;
 mod registry;
 mod visibility;
@@ -12,6 +13,7 @@ mod visibility;
 pub use ddl::{ADDED_LATER, create_bare_tables, create_indexes, create_tables, expected_columns};
 pub use field::{Case, FUTURE_TOLERANCE_SECONDS, Field, FieldType, canonical_value, parse_datetime};
 pub use file::{Defect, parse};
+pub use marks::fold_marks;
 pub use registry::{Registry, RegistryError};
 pub use visibility::{Audience, Reader, Visibility};
 

@@ -6,7 +6,9 @@ mod compare;
 mod mend;
 mod pump;
 mod rate;
+mod restore;
 mod select;
+mod stored;
 mod swap;
 mod tables;
 
@@ -15,6 +17,7 @@ pub use mend::Mended;
 pub use pump::Passed;
 pub use rate::Rate;
 pub use select::Selection;
+pub use stored::{Held, Standing, StoredTable, offsets};
 pub use swap::Swapped;
 pub use tables::ShadowState;
 

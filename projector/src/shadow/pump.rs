@@ -156,7 +156,7 @@ impl Shadow {
             if kept.start > from {
                 return Err(ProjectorError::Log(format!(
                     "partition {partition} of {} begins at offset {}: what stood before is not in the log any more, so it cannot \
-                     be folded from its beginning",
+                     be folded from its beginning. Begin with a snapshot that has it (--snapshot DIR; tidelog snapshot takes them)",
                     self.topic(),
                     kept.start
                 )));

@@ -76,11 +76,15 @@ impl Shadow {
         let Some(still) = self.freeze(client, &everything, stop).await? else {
             return Ok(None);
         };
+        let taken_over = match self.behind(client).await?.is_empty() {
+            true => 0,
+            false => self.take_over(client).await?,
+        };
         let (exchanged, views) = self.exchange_all(client, shared).await?;
         let since = still.since;
         still.end("COMMIT").await?;
         Ok(Some(Swapped {
-            exchanged,
+            exchanged: exchanged + taken_over,
             stood_still: since.elapsed(),
             views: views.into_iter().map(|view| view.name).collect(),
         }))
@@ -131,7 +135,7 @@ impl Shadow {
     }
 
     /// The tables that are swapped as a whole.
-    fn tables(&self) -> Vec<String> {
+    pub(super) fn tables(&self) -> Vec<String> {
         let each =
             |domain: &Arc<tidelog_events::domain::Domain>| [domain.table.clone(), domain.changes_table()];
         self.domains.iter().flat_map(each).collect()

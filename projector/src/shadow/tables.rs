@@ -24,6 +24,8 @@ pub(super) const SHARED: [&str; 5] = [
 /// What has become of a shadow.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum ShadowState {
+    /// A snapshot is being loaded; cut off, it is loaded anew.
+    Restoring,
     /// Folding has begun, and may go on.
     Loading,
     /// All is folded and indexed.
@@ -35,6 +37,7 @@ pub enum ShadowState {
 impl ShadowState {
     fn as_str(self) -> &'static str {
         match self {
+            ShadowState::Restoring => "restoring",
             ShadowState::Loading => "loading",
             ShadowState::Ready => "ready",
             ShadowState::Retired => "retired",
@@ -42,8 +45,8 @@ impl ShadowState {
     }
 
     fn parse(text: &str) -> Option<ShadowState> {
-        use ShadowState::{Loading, Ready, Retired};
-        [Loading, Ready, Retired]
+        use ShadowState::{Loading, Ready, Restoring, Retired};
+        [Restoring, Loading, Ready, Retired]
             .into_iter()
             .find(|state| state.as_str() == text)
     }
@@ -112,8 +115,13 @@ impl Shadow {
         Ok(Some((state, same)))
     }
 
-    /// Makes the schema and its tables, empty.
+    /// Makes the schema and its tables, empty, to fold the log into from its beginning.
     pub async fn make(&self, client: &mut Client) -> Result<(), ProjectorError> {
+        self.make_as(client, ShadowState::Loading).await
+    }
+
+    /// Makes them as the first step to that state.
+    pub async fn make_as(&self, client: &mut Client, state: ShadowState) -> Result<(), ProjectorError> {
         let (schema, live) = (&self.config.schema, &self.config.live);
         let kind = if self.config.scratch { "UNLOGGED " } else { "" };
         let mut sql = format!("CREATE SCHEMA \"{schema}\";\n");
@@ -137,11 +145,20 @@ impl Shadow {
         transaction.batch_execute(&sql).await?;
         if !self.config.scratch {
             let note = format!(
-                "INSERT INTO \"{live}\".shadows (topic, schema_name, state, fold_version, definitions) VALUES ($1, $2, 'loading', $3, $4)"
+                "INSERT INTO \"{live}\".shadows (topic, schema_name, state, fold_version, definitions) VALUES ($1, $2, $3, $4, $5)"
             );
             let version = FOLD_VERSION.cast_signed();
             transaction
-                .execute(&note, &[&self.topic(), schema, &version, &self.definitions()])
+                .execute(
+                    &note,
+                    &[
+                        &self.topic(),
+                        schema,
+                        &state.as_str(),
+                        &version,
+                        &self.definitions(),
+                    ],
+                )
                 .await?;
         }
         transaction.commit().await?;

@@ -120,7 +120,7 @@ fn check(path: &Path, known: &mut Vec<(String, String)>) -> Checked {
             domain: Some(Summary {
                 name: domain.name,
                 topic: domain.topic,
-                table: domain.table,
+                table: domain.table.to_string(),
                 entity_type: domain.entity_type,
             }),
             defects: Vec::new(),

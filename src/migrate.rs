@@ -274,7 +274,7 @@ async fn differing_columns(client: &Client, registry: &Registry) -> Result<Vec<C
         for (column, expected) in expected_columns(domain) {
             let found = found(&domain.table, column);
             if found.as_deref() != Some(expected) {
-                let (table, column) = (domain.table.clone(), column.to_owned());
+                let (table, column) = (domain.table.to_string(), column.to_owned());
                 differing.push(ColumnDiffers {
                     table,
                     column,

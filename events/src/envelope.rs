@@ -8,6 +8,7 @@ use crate::ids::{DeviceId, DeviceType, Role, TenantId, UserId};
 use crate::item::{MAX_SUBJECT_BYTES, Operation, decode_part, encode_part};
 use chrono::{DateTime, SecondsFormat, Utc};
 use std::borrow::Cow;
+use std::sync::Arc;
 use uuid::Uuid;
 
 /// Media type of every value.
@@ -107,7 +108,7 @@ pub struct Event {
     /// `ce_id`.
     pub id: Uuid,
     /// The table of its domain.
-    pub table: String,
+    pub table: Arc<str>,
     /// What it does.
     pub operation: Operation,
     /// The tenant.
@@ -121,7 +122,7 @@ pub struct Event {
     /// What kind of device with its priority, where device priority was on.
     pub device_type: Option<DeviceType>,
     /// The identity.
-    pub subject: String,
+    pub subject: Arc<str>,
     /// When the device did it, corrected for skew.
     pub time: DateTime<Utc>,
     /// The device's own time as it was sent, where the value does not hold it (items of mixed batches).
@@ -184,11 +185,11 @@ impl Event {
         }
         let (table, operation) = read(get("ce_type")?, "ce_type", |text| {
             let (table, operation) = text.strip_prefix("tidelog.")?.rsplit_once('.')?;
-            Some((table.to_owned(), Operation::parse(operation)?))
+            Some((table, Operation::parse(operation)?))
         })?;
-        if registry.by_table(&table).is_none() {
-            return Err(EnvelopeError::UnknownDomain(table));
-        }
+        let Some(domain) = registry.by_table(table) else {
+            return Err(EnvelopeError::UnknownDomain(table.to_owned()));
+        };
         let (tenant, user, device) = read(get("ce_source")?, "ce_source", source_parts)?;
         let (batch, index) = read(get("ce_batch")?, "ce_batch", |text| {
             let (batch, index) = text.split_once('/')?;
@@ -202,7 +203,7 @@ impl Event {
         })?;
         Ok(Event {
             id: read(get("ce_id")?, "ce_id", |text| Uuid::try_parse(text).ok())?,
-            table,
+            table: domain.table.clone(),
             operation,
             tenant,
             user,
@@ -222,7 +223,7 @@ impl Event {
                 .transpose()?,
             subject: read(get("ce_subject")?, "ce_subject", |text| {
                 (!text.is_empty() && text.len() <= MAX_SUBJECT_BYTES && !text.contains('\0'))
-                    .then(|| text.to_owned())
+                    .then(|| text.into())
             })?,
             time: read(get("ce_time")?, "ce_time", parse_datetime)?,
             batch,
@@ -251,10 +252,10 @@ const NAMES: [&str; 13] = [
     "content-type",
 ];
 
-fn read<T>(
-    text: &str,
+fn read<'a, T>(
+    text: &'a str,
     name: &'static str,
-    parse: impl FnOnce(&str) -> Option<T>,
+    parse: impl FnOnce(&'a str) -> Option<T>,
 ) -> Result<T, EnvelopeError> {
     parse(text).ok_or_else(|| unreadable(name, text))
 }

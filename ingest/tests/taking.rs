@@ -67,10 +67,7 @@ async fn items_become_events_whose_bytes_are_the_devices() {
         let event = Event::from_headers(headers, &registry).expect("an event");
         assert_eq!(record.value, ticket(event.index));
         assert_eq!(record.key, format!("acme/{}", id(event.index)));
-        assert_eq!(
-            (event.subject.as_str(), event.base),
-            (id(event.index).as_str(), 0)
-        );
+        assert_eq!((&*event.subject, event.base), (id(event.index).as_str(), 0));
         assert_eq!(event.id, event.batch.event_id(event.index));
         assert_eq!(
             record.header("ce_source"),

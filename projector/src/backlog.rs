@@ -3,8 +3,10 @@
 //! is bounded by the pause: a paused topic brings nothing more.
 
 use crate::lane::ToLane;
-use rdkafka::message::{Message, OwnedMessage};
+use crate::record::LogRecord;
+use rdkafka::message::{BorrowedMessage, Message};
 use std::collections::{BTreeMap, HashMap, VecDeque};
+use std::sync::Arc;
 use tokio::sync::mpsc;
 
 /// Parcels that wait for a lane.
@@ -20,7 +22,7 @@ const KEPT_RECORDS: usize = 8000;
 /// What is kept for one lane.
 #[derive(Default)]
 struct Kept {
-    parcels: VecDeque<Vec<OwnedMessage>>,
+    parcels: VecDeque<Vec<LogRecord>>,
     paused: bool,
 }
 
@@ -32,15 +34,15 @@ impl Kept {
     }
 }
 
-fn size(record: &OwnedMessage) -> usize {
+fn size(record: &LogRecord) -> usize {
     record.payload().map_or(0, <[u8]>::len)
 }
 
 /// What the consumer has read and the lanes have not taken.
 #[derive(Default)]
 pub(crate) struct Backlog {
-    gathered: BTreeMap<String, Vec<OwnedMessage>>,
-    kept: BTreeMap<String, Kept>,
+    gathered: BTreeMap<Arc<str>, Vec<LogRecord>>,
+    kept: BTreeMap<Arc<str>, Kept>,
 }
 
 /// Topics to pause, and to resume.
@@ -52,19 +54,17 @@ pub(crate) struct Flow {
 
 impl Backlog {
     /// Takes a record that was read.
-    pub(crate) fn gather(&mut self, record: OwnedMessage) {
-        match self.gathered.get_mut(record.topic()) {
-            Some(records) => records.push(record),
-            None => {
-                self.gathered.insert(record.topic().to_owned(), vec![record]);
-            }
-        }
+    pub(crate) fn gather(&mut self, message: &BorrowedMessage<'_>) {
+        let known = self.gathered.get_key_value(message.topic());
+        let topic = known.map_or_else(|| Arc::from(message.topic()), |(topic, _)| topic.clone());
+        let record = LogRecord::of(message, &topic);
+        self.gathered.entry(topic).or_default().push(record);
     }
 
     /// Forgets the records of partitions that are not this process's any more: whoever owns them next reads them
     /// again, and so does this process if that is it.
     pub(crate) fn forget(&mut self, topic: &str, partitions: &[i32]) {
-        let stays = |record: &OwnedMessage| !partitions.contains(&record.partition());
+        let stays = |record: &LogRecord| !partitions.contains(&record.partition());
         if let Some(records) = self.gathered.get_mut(topic) {
             records.retain(stays);
         }
@@ -87,7 +87,7 @@ impl Backlog {
         }
         let mut flow = Flow::default();
         self.kept.retain(|topic, kept| {
-            let Some(lane) = lanes.get(topic) else {
+            let Some(lane) = lanes.get(&**topic) else {
                 return false;
             };
             while let Some(parcel) = kept.parcels.pop_front() {
@@ -103,14 +103,14 @@ impl Backlog {
             }
             if kept.parcels.is_empty() {
                 if kept.paused {
-                    flow.resume.push(topic.clone());
+                    flow.resume.push(topic.to_string());
                 }
                 return false;
             }
             // Told again while there is too much: a rebalance may have brought partitions that came unpaused.
             if kept.is_much() {
                 kept.paused = true;
-                flow.pause.push(topic.clone());
+                flow.pause.push(topic.to_string());
             }
             true
         });

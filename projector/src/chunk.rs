@@ -86,8 +86,6 @@ pub struct ResolvedRow {
 /// Everything that a chunk leaves behind.
 #[derive(Debug, Default)]
 pub struct Results {
-    /// The records that changed, by domain's table, as they end.
-    pub changed: BTreeSet<RecordKey>,
     /// Feed rows in the order of the log.
     pub feed: Vec<FeedRow>,
     /// What did not apply.
@@ -96,6 +94,13 @@ pub struct Results {
     pub conflicts: Vec<ConflictRow>,
     /// Resolutions of conflicts, of this chunk or of earlier ones.
     pub resolved: Vec<ResolvedRow>,
+}
+
+impl Results {
+    /// The records that changed, each once: whatever changes one leaves a row in its feed.
+    pub fn changed(&self) -> BTreeSet<&RecordKey> {
+        self.feed.iter().map(|row| &row.record).collect()
+    }
 }
 
 /// What is needed of a past where no change is: only what became of the same items.
@@ -314,7 +319,6 @@ fn applied(
         record.past.note_change(past_change(&step));
     }
     record.state = Some(step.state.clone());
-    results.changed.insert(key.clone());
     results.feed.push(FeedRow {
         record: key.clone(),
         operation: operation_name(step.change),
@@ -370,7 +374,6 @@ fn move_children(world: &mut World, results: &mut Results, arrived: &Arc<Arrived
             continue;
         };
         record.state = Some(step.state.clone());
-        results.changed.insert(child.clone());
         results.feed.push(FeedRow {
             record: child,
             operation: "audience",

@@ -345,7 +345,7 @@ fn read_parcel(consumer: &BaseConsumer<Context>) {
     for _ in 0..PARCEL_RECORDS {
         // A rebalance takes place within the poll and makes the backlog forget, so a record is gathered at once.
         match consumer.poll(wait) {
-            Some(Ok(message)) => context.backlog().gather(message.detach()),
+            Some(Ok(message)) => context.backlog().gather(&message),
             Some(Err(error)) if lost_its_place(&error) => context.withheld().doubt(),
             Some(Err(error)) => tracing::warn!(%error, "the consumer"),
             None => return,

@@ -19,15 +19,18 @@ pub struct Touched {
 }
 
 /// The item as a patch of the document: enumerations in their stored letter case, without what the server gives.
-pub fn patch_of(domain: &Domain, item: &Doc) -> Doc {
-    item.iter()
-        .filter(|(name, _)| !NOT_DOCUMENT.contains(&name.as_str()))
-        .filter_map(|(name, value)| match domain.field(name) {
-            Some(field) if field.read_only => None,
-            Some(field) => Some((name.clone(), field.stored(value.clone()))),
-            None => Some((name.clone(), value.clone())),
-        })
-        .collect()
+pub fn patch_of(domain: &Domain, mut item: Doc) -> Doc {
+    item.retain(|name, value| {
+        if NOT_DOCUMENT.contains(&name.as_str()) {
+            return false;
+        }
+        let Some(field) = domain.field(name) else {
+            return true;
+        };
+        *value = field.stored(std::mem::take(value));
+        !field.read_only
+    });
+    item
 }
 
 /// What a new record gets where the device said nothing. Also clears the nulls that a first patch may hold.

@@ -1,6 +1,7 @@
 //! A record of the log, made ready for the fold: headers read, value parsed, content hashed. What cannot be read is
 //! told apart here, so that the fold only ever sees events.
 
+use crate::document::patch_of;
 use crate::state::{Doc, EventKey, RecordKey};
 use chrono::{DateTime, Utc};
 use serde_json::Value;
@@ -25,14 +26,16 @@ pub struct Arrived {
     pub event: Event,
     /// Its domain.
     pub domain: Arc<Domain>,
-    /// The item, with the device's own time where a header holds that.
-    pub item: Doc,
+    /// The item as a patch of its record's document, with the device's own time where a header holds that.
+    pub patch: Doc,
     /// What tells the same item from another (DOMAINS: the same item).
     pub content: Uuid,
     /// The parent that the item names, for domains that have one.
     pub parent: Option<Uuid>,
     /// The record that it is about: asked for again and again.
     record: RecordKey,
+    /// The key that it has to have on its topic.
+    topic_key: String,
     /// What it decides, where it is the resolution of a conflict.
     pub resolution: Option<Resolution>,
     /// Where it lies.
@@ -87,7 +90,7 @@ impl Arrived {
             .by_table(&event.table)
             .filter(|domain| domain.topic == topic)
             .cloned();
-        let domain = domain.ok_or_else(|| Unreadable::WrongTopic(event.table.clone()))?;
+        let domain = domain.ok_or_else(|| Unreadable::WrongTopic(event.table.to_string()))?;
         let mut item = match serde_json::from_slice(value.unwrap_or_default()) {
             Ok(Value::Object(item)) => item,
             Ok(_) => return Err(Unreadable::Value("it is something else".into())),
@@ -97,12 +100,12 @@ impl Arrived {
         let resolves = event.operation == Operation::Resolve;
         if appends == domain.is_entity() || resolves && !domain.is_entity() {
             return Err(Unreadable::Operation {
-                table: event.table,
+                table: event.table.to_string(),
                 operation: event.operation.as_str(),
             });
         }
         if domain.is_entity() {
-            Uuid::try_parse(&event.subject).map_err(|_| Unreadable::Identity(event.subject.clone()))?;
+            Uuid::try_parse(&event.subject).map_err(|_| Unreadable::Identity(event.subject.to_string()))?;
         }
         let parent = match &domain.parent {
             None => None,
@@ -125,15 +128,16 @@ impl Arrived {
             item.insert(CLIENT_TIMESTAMP.into(), time.as_str().into());
         }
         let record = RecordKey {
-            table: domain.table.as_str().into(),
-            tenant: event.tenant.as_str().into(),
-            subject: event.subject.as_str().into(),
+            table: event.table.clone(),
+            tenant: event.tenant.shared(),
+            subject: event.subject.clone(),
             parent,
         };
         Ok(Arrived {
+            patch: patch_of(&domain, item),
+            topic_key: topic_key(&domain, &event, parent),
             event,
             domain,
-            item,
             content,
             parent,
             record,
@@ -145,21 +149,16 @@ impl Arrived {
 
     /// Sees to it that it lies under its record's key.
     pub fn under(self, key: Option<&[u8]>) -> Result<Arrived, Unreadable> {
-        let expected = self.topic_key();
         match key {
-            Some(key) if key == expected.as_bytes() => Ok(self),
-            _ => Err(Unreadable::Key(expected)),
+            Some(key) if key == self.topic_key.as_bytes() => Ok(self),
+            _ => Err(Unreadable::Key(self.topic_key)),
         }
     }
 
     /// The key that it has to have on its topic: another one would lie in another partition, and a record's history is
     /// one partition.
-    pub fn topic_key(&self) -> String {
-        match (self.domain.is_entity(), self.parent) {
-            (true, Some(parent)) => record_key(&self.event.tenant, &parent.to_string()),
-            (true, None) => record_key(&self.event.tenant, &self.event.subject),
-            (false, _) => item_key(&self.event.tenant, &self.event.subject),
-        }
+    pub fn topic_key(&self) -> &str {
+        &self.topic_key
     }
 
     /// The record that it is about.
@@ -170,11 +169,9 @@ impl Arrived {
     /// The record that its record hangs on, in the parent's table.
     pub fn parent_record(&self, registry: &Registry) -> Option<RecordKey> {
         let parent = self.domain.parent.as_ref()?;
-        let table = registry.by_name(&parent.domain)?.table.clone();
-        let tenant = self.record.tenant.clone();
         Some(RecordKey {
-            table: table.into(),
-            tenant,
+            table: registry.by_name(&parent.domain)?.table.clone(),
+            tenant: self.record.tenant.clone(),
             subject: self.parent?.to_string().into(),
             parent: None,
         })
@@ -198,6 +195,14 @@ impl Arrived {
     /// When the device did it: corrected by the gateway, never later than the log's time.
     pub fn item_time(&self) -> DateTime<Utc> {
         self.event.time.min(self.log_time)
+    }
+}
+
+fn topic_key(domain: &Domain, event: &Event, parent: Option<Uuid>) -> String {
+    match (domain.is_entity(), parent) {
+        (true, Some(parent)) => record_key(&event.tenant, &parent.to_string()),
+        (true, None) => record_key(&event.tenant, &event.subject),
+        (false, _) => item_key(&event.tenant, &event.subject),
     }
 }
 

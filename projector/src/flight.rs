@@ -7,10 +7,10 @@ use crate::chunk::{Results, World};
 use crate::event::Arrived;
 use crate::ownership::Owned;
 use crate::reading::Chunk;
+use crate::record::LogRecord;
 use crate::session::Session;
 use crate::state::RecordKey;
 use crate::write::write;
-use rdkafka::message::OwnedMessage;
 use std::collections::HashSet;
 use std::sync::Arc;
 use tidelog_events::domain::Registry;
@@ -39,7 +39,7 @@ impl Folded {
 /// A write under way, in a task of its own.
 pub(crate) struct Flight {
     /// The chunk's records, should it have to be done again.
-    pub(crate) records: Vec<OwnedMessage>,
+    pub(crate) records: Vec<LogRecord>,
     /// Where its partitions stood before it.
     pub(crate) before: Vec<Owned>,
     touched: HashSet<RecordKey>,
@@ -53,7 +53,7 @@ impl Flight {
         registry: Arc<Registry>,
         topic: String,
         folded: Folded,
-        records: Vec<OwnedMessage>,
+        records: Vec<LogRecord>,
         before: Vec<Owned>,
         landed: impl FnOnce() + Send + 'static,
     ) -> Flight {

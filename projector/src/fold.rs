@@ -184,8 +184,8 @@ fn fold_entity(record: &Record, parent: ParentOf<'_>, arrived: &Arrived) -> Fold
 fn is_behind(record: &Record, state: &State, arrived: &Arrived) -> bool {
     let told = arrived.item_time() >= arrived.horizon() || in_sight(record, state, arrived);
     let own_run = told
-        && state.user == arrived.event.user.as_str()
-        && state.device == arrived.event.device.as_str()
+        && *state.user == *arrived.event.user.as_str()
+        && *state.device == *arrived.event.device.as_str()
         && arrived.event.base >= state.run_from;
     arrived.event.base < state.version && !own_run
 }
@@ -214,7 +214,7 @@ fn may_write(state: Option<&State>, parent: ParentOf<'_>, arrived: &Arrived) -> 
         user: &arrived.event.user,
         role: arrived.event.role,
     };
-    let own = state.is_some_and(|state| state.owner == arrived.event.user.as_str());
+    let own = state.is_some_and(|state| *state.owner == *arrived.event.user.as_str());
     match parent {
         // A child is written by its owner and by whoever writes its parent.
         Some((parent, rule)) => own || rule.may_write(&reader, &parent.owner, &parent.doc),
@@ -307,8 +307,8 @@ pub(crate) fn step(
     let before = state.map_or(0, |state| state.version);
     let event = &arrived.event;
     let same_run =
-        state.filter(|state| state.user == event.user.as_str() && state.device == event.device.as_str());
-    let owner = state.map_or_else(|| event.user.as_str().to_owned(), |state| state.owner.clone());
+        state.filter(|state| *state.user == *event.user.as_str() && *state.device == *event.device.as_str());
+    let owner = state.map_or_else(|| event.user.shared(), |state| state.owner.clone());
     let audience = audience(arrived, parent, &owner, &doc, deleted);
     let next = State {
         version: before + 1,
@@ -316,8 +316,8 @@ pub(crate) fn step(
         audience,
         owner,
         created_at: state.map_or(arrived.log_time, |state| state.created_at),
-        user: event.user.as_str().to_owned(),
-        device: event.device.as_str().to_owned(),
+        user: event.user.shared(),
+        device: event.device.shared(),
         device_type: event.device_type.clone(),
         item_time: arrived.item_time(),
         changed_at: arrived.log_time,

@@ -114,7 +114,7 @@ pub(crate) fn sheet(counted: &BTreeMap<HitKey, Hits>, topic: &str) -> Option<(St
     );
     sheet.column("batch_id", hits().map(|hits| hits.last.event.batch.0));
     sheet.column("domain", hits().map(|hits| hits.last.domain.name.clone()));
-    sheet.column("subject", hits().map(|hits| hits.last.event.subject.clone()));
+    sheet.column("subject", hits().map(|hits| hits.last.event.subject.to_string()));
     sheet.column("topic", hits().map(|_| topic.to_owned()));
     sheet.column("partition", hits().map(|hits| hits.last.place.partition));
     sheet.column("hit_count", hits().map(|hits| hits.count));

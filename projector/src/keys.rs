@@ -7,7 +7,6 @@ use crate::log::{Log, Parcel};
 use crate::retry::waits;
 use crate::session::Session;
 use chrono::{DateTime, Utc};
-use rdkafka::message::Message;
 use std::collections::BTreeMap;
 use tidelog_events::seal::record::{self, KeyName};
 use tidelog_events::seal::{KEYS_TOPIC, STORE_KEYS};
@@ -52,14 +51,12 @@ async fn store(session: &mut Session, parcel: &Parcel) -> Result<(), ProjectorEr
     // A key that comes twice is written once, and its end wins.
     let mut keys: BTreeMap<KeyName, (Option<Vec<u8>>, DateTime<Utc>)> = BTreeMap::new();
     for message in &parcel.records {
-        let at = DateTime::from_timestamp_millis(message.timestamp().to_millis().unwrap_or_default());
+        let at = message.log_time();
         match record::read(message.key().unwrap_or_default(), message.payload()) {
             Ok((name, wrapped)) => {
-                let kept = keys
-                    .entry(name)
-                    .or_insert((wrapped.clone(), at.unwrap_or_default()));
+                let kept = keys.entry(name).or_insert((wrapped.clone(), at));
                 if wrapped.is_none() {
-                    *kept = (None, at.unwrap_or_default());
+                    *kept = (None, at);
                 }
             }
             Err(error) => {

@@ -11,10 +11,10 @@ use crate::flight::{Flight, Folded};
 use crate::load::load;
 use crate::ownership::Owned;
 use crate::reading::{Chunk, Reader};
+use crate::record::LogRecord;
 use crate::retry::waits;
 use crate::session::Session;
 use crate::write::{DeadLetter, write};
-use rdkafka::message::{Message, OwnedMessage};
 use std::collections::{BTreeMap, HashMap};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
@@ -38,7 +38,7 @@ pub(crate) enum ToLane {
     /// These partitions are not any more; answered when the lane has let go of them.
     Release(Vec<i32>, oneshot::Sender<()>),
     /// Records of the log, of each partition in its order.
-    Records(Vec<OwnedMessage>),
+    Records(Vec<LogRecord>),
 }
 
 /// Applied positions of this process, for the group's offsets and the heartbeat.
@@ -112,7 +112,7 @@ impl Lane {
     }
 
     /// Takes what has arrived. Orders to own or release end the chunk, so that they act between two transactions.
-    async fn gather(&mut self, first: ToLane) -> Vec<OwnedMessage> {
+    async fn gather(&mut self, first: ToLane) -> Vec<LogRecord> {
         let mut records = Vec::new();
         let mut bytes = 0;
         let mut next = Some(first);
@@ -126,7 +126,7 @@ impl Lane {
                     self.land().await;
                     // Records of these partitions that were gathered are dropped with the ownership.
                     self.release(&partitions);
-                    records.retain(|record: &OwnedMessage| !partitions.contains(&record.partition()));
+                    records.retain(|record: &LogRecord| !partitions.contains(&record.partition()));
                     // Nobody waiting any more is no loss.
                     let _ = done.send(());
                 }
@@ -168,7 +168,7 @@ impl Lane {
 
     /// Makes a chunk ready while the one before it is written, then begins to write it. Where anything goes wrong, the
     /// chunk before is brought to its end first, and this one is done from its start, step by step.
-    async fn take(&mut self, records: Vec<OwnedMessage>) {
+    async fn take(&mut self, records: Vec<LogRecord>) {
         let prepared = self.prepare(&records).await;
         let straight = self.land().await;
         match prepared {
@@ -184,7 +184,7 @@ impl Lane {
         }
     }
 
-    async fn begin(&mut self, folded: Folded, records: Vec<OwnedMessage>) {
+    async fn begin(&mut self, folded: Folded, records: Vec<LogRecord>) {
         if connected(&mut self.session, &self.parts.database).await.is_err() {
             return self.project(records).await;
         }
@@ -248,7 +248,7 @@ impl Lane {
     }
 
     /// Reads, loads and folds a chunk; none where it moves nothing.
-    async fn prepare(&mut self, records: &[OwnedMessage]) -> Result<Option<Folded>, ProjectorError> {
+    async fn prepare(&mut self, records: &[LogRecord]) -> Result<Option<Folded>, ProjectorError> {
         drill::reached("project.fetched");
         let chunk = self.reader().read(records, &self.owned);
         self.publish_dead(&chunk.dead).await?;
@@ -289,7 +289,7 @@ impl Lane {
 
     /// Brings a chunk into Postgres, however long Postgres is away. Ends early only when the process shuts down or the
     /// partitions are lost.
-    async fn project(&mut self, records: Vec<OwnedMessage>) {
+    async fn project(&mut self, records: Vec<LogRecord>) {
         let mut waits = waits();
         let mut shutdown = self.parts.shutdown.clone();
         loop {
@@ -326,7 +326,7 @@ impl Lane {
         }
     }
 
-    async fn attempt(&mut self, records: &[OwnedMessage]) -> Result<(), ProjectorError> {
+    async fn attempt(&mut self, records: &[LogRecord]) -> Result<(), ProjectorError> {
         let mut chunk = self.reader().read(records, &self.owned);
         connected(&mut self.session, &self.parts.database).await?;
         self.publish_dead(&chunk.dead).await?;

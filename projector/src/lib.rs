@@ -38,6 +38,7 @@ mod notify;
 mod ownership;
 pub mod policy;
 mod reading;
+pub mod record;
 pub mod resolve;
 mod retry;
 mod rows;

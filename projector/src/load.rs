@@ -210,10 +210,10 @@ fn read_state(row: &Row) -> Result<State, ProjectorError> {
         version: get(row, "version")?,
         deleted: get(row, "deleted")?,
         doc: read_doc(&get::<String>(row, "doc")?)?,
-        owner: get(row, "owner_id")?,
+        owner: get::<&str>(row, "owner_id")?.into(),
         created_at: get(row, "created_at")?,
-        user: get(row, "user_id")?,
-        device: get(row, "device_id")?,
+        user: get::<&str>(row, "user_id")?.into(),
+        device: get::<&str>(row, "device_id")?.into(),
         device_type: read_device_type(row)?,
         item_time: get(row, "updated_at")?,
         changed_at: get(row, "last_sync_timestamp")?,
@@ -288,7 +288,7 @@ async fn load_children_of(
             continue;
         };
         let key = RecordKey {
-            table: child.table.as_str().into(),
+            table: child.table.clone(),
             tenant: parent.tenant.clone(),
             subject: get::<&str>(&row, "subject")?.into(),
             parent: Some(get(&row, "parent_id")?),
@@ -455,8 +455,8 @@ fn read_change(row: &Row, change: Change) -> Result<PastChange, ProjectorError> 
             fields: get(row, "fields")?,
             before: before.map(read_doc).transpose()?.unwrap_or_default(),
         }),
-        user: get(row, "user_id")?,
-        device: get(row, "device_id")?,
+        user: get::<&str>(row, "user_id")?.into(),
+        device: get::<&str>(row, "device_id")?.into(),
         device_type: read_device_type(row)?,
         item_time: get(row, "item_time")?,
         log_time: get(row, "changed_at")?,

@@ -2,15 +2,16 @@
 //! moves nothing that anybody else goes by. Knows nothing of events.
 
 use crate::ProjectorError;
+use crate::record::LogRecord;
 use chrono::{DateTime, Utc};
 use rdkafka::client::ClientContext;
 use rdkafka::config::{ClientConfig, RDKafkaLogLevel};
 use rdkafka::consumer::{BaseConsumer, Consumer, ConsumerContext};
 use rdkafka::error::{KafkaError, RDKafkaErrorCode};
-use rdkafka::message::{Message, OwnedMessage};
 use rdkafka::{Offset, TopicPartitionList};
 use std::collections::BTreeMap;
 use std::ops::Range;
+use std::sync::Arc;
 use std::time::Duration;
 use tokio::sync::mpsc;
 
@@ -57,7 +58,7 @@ pub struct Parcel {
     /// Which.
     pub partition: i32,
     /// The records; none where the range's last offsets hold none.
-    pub records: Vec<OwnedMessage>,
+    pub records: Vec<LogRecord>,
     /// Everything before this offset has been read.
     pub next_offset: i64,
 }
@@ -211,7 +212,7 @@ fn partitions(consumer: &Client, topic: &str) -> Result<Vec<i32>, KafkaError> {
 struct Open {
     next_offset: i64,
     to: Option<i64>,
-    gathered: Vec<OwnedMessage>,
+    gathered: Vec<LogRecord>,
     /// Nothing more is to come.
     done: bool,
 }
@@ -249,13 +250,13 @@ impl Reader {
             start.add_partition_offset(&self.log.topic, *partition, Offset::Offset(open.next_offset))?;
         }
         consumer.assign(&start)?;
-        let (mut records, mut bytes) = (0, 0);
+        let (topic, mut records, mut bytes) = (Arc::from(self.log.topic()), 0, 0);
         while !self.open.is_empty() && !self.parcels.is_closed() {
             let wait = if records == 0 { POLL } else { GATHER };
             match consumer.poll(wait) {
                 Some(Ok(message)) => {
                     bytes += message.payload_len();
-                    records += usize::from(self.take(message.detach()));
+                    records += usize::from(self.take(LogRecord::of(&message, &topic)));
                 }
                 Some(Err(KafkaError::PartitionEOF(partition))) => self.at_end(&consumer, partition)?,
                 Some(Err(error)) if ends_the_reading(&error) => return Err(error.into()),
@@ -275,7 +276,7 @@ impl Reader {
     }
 
     /// Keeps a record of its range; answers whether it did.
-    fn take(&mut self, record: OwnedMessage) -> bool {
+    fn take(&mut self, record: LogRecord) -> bool {
         let Some(open) = self.open.get_mut(&record.partition()) else {
             return false;
         };

@@ -5,9 +5,9 @@ use crate::bulk::{KnownLetter, Letters};
 use crate::chunk::OutcomeRow;
 use crate::event::Arrived;
 use crate::ownership::Owned;
+use crate::record::LogRecord;
 use crate::write::{DeadLetter, Move};
 use chrono::{DateTime, Utc};
-use rdkafka::message::{Headers, Message, OwnedMessage};
 use std::collections::BTreeMap;
 use std::sync::Arc;
 use tidelog_events::domain::Registry;
@@ -37,7 +37,7 @@ pub(crate) struct Reader<'a> {
 
 impl Reader<'_> {
     /// Reads records of the partitions that are owned, from where each stands; passes over the others.
-    pub(crate) fn read(&self, records: &[OwnedMessage], owned: &BTreeMap<i32, Owned>) -> Chunk {
+    pub(crate) fn read(&self, records: &[LogRecord], owned: &BTreeMap<i32, Owned>) -> Chunk {
         let mut chunk = Chunk::default();
         let mut moves: BTreeMap<i32, Move> = BTreeMap::new();
         for record in records {
@@ -56,7 +56,7 @@ impl Reader<'_> {
                 continue;
             }
             moved.to = record.offset() + 1;
-            moved.log_time = not_before(log_time(record), moved.log_time);
+            moved.log_time = not_before(record.log_time(), moved.log_time);
             let known = self
                 .letters
                 .and_then(|letters| letters.get(&(record.partition(), record.offset())));
@@ -77,20 +77,15 @@ impl Reader<'_> {
         chunk
     }
 
-    fn arrived(&self, record: &OwnedMessage, log_time: DateTime<Utc>) -> Result<Arrived, String> {
+    fn arrived(&self, record: &LogRecord, log_time: DateTime<Utc>) -> Result<Arrived, String> {
         let place = Place {
             partition: record.partition(),
             offset: record.offset(),
         };
-        let headers = record
-            .headers()
-            .into_iter()
-            .flat_map(|headers| headers.iter())
-            .map(|header| (header.key, header.value));
         Arrived::read(
             self.registry,
             self.topic.strip_prefix(self.prefix).unwrap_or(self.topic),
-            headers,
+            record.headers(),
             record.payload(),
             place,
             log_time,
@@ -100,7 +95,7 @@ impl Reader<'_> {
     }
 
     /// An event that Postgres will not store becomes a dead letter with an outcome, so that its batch is answered.
-    pub(crate) fn refuse(&self, chunk: &mut Chunk, records: &[OwnedMessage], why: &dyn std::fmt::Display) {
+    pub(crate) fn refuse(&self, chunk: &mut Chunk, records: &[LogRecord], why: &dyn std::fmt::Display) {
         for arrived in std::mem::take(&mut chunk.events) {
             let reason = format!("Postgres cannot store it: {why}");
             if let Some(record) = records
@@ -117,7 +112,7 @@ impl Reader<'_> {
     }
 
     /// What was a dead letter stays one, and whoever was told so stays right.
-    fn stays_dead(&self, chunk: &mut Chunk, record: &OwnedMessage, arrived: Arrived, letter: &KnownLetter) {
+    fn stays_dead(&self, chunk: &mut Chunk, record: &LogRecord, arrived: Arrived, letter: &KnownLetter) {
         let (tenant, reason) = (letter.tenant.clone(), letter.reason.clone());
         let dead = self.dead_letter(record, tenant, reason, arrived.log_time);
         chunk.dead.push(dead);
@@ -128,20 +123,20 @@ impl Reader<'_> {
 
     fn dead_letter(
         &self,
-        record: &OwnedMessage,
+        record: &LogRecord,
         tenant: Option<String>,
         reason: String,
         log_time: DateTime<Utc>,
     ) -> DeadLetter {
-        let headers = record.headers().into_iter().flat_map(|headers| headers.iter());
         DeadLetter {
             topic: self.topic.to_owned(),
             partition: record.partition(),
             offset: record.offset(),
             tenant,
             reason,
-            headers: headers
-                .map(|header| (header.key.to_owned(), header.value.map(<[u8]>::to_vec)))
+            headers: record
+                .headers()
+                .map(|(name, value)| (name.to_owned(), value.map(<[u8]>::to_vec)))
                 .collect(),
             key: record.key().map(<[u8]>::to_vec),
             value: record.payload().map(<[u8]>::to_vec),
@@ -160,14 +155,6 @@ fn not_storable(arrived: Arc<Arrived>) -> OutcomeRow {
         arrived,
         outcome: Outcome::Refused { error },
     }
-}
-
-fn log_time(record: &OwnedMessage) -> DateTime<Utc> {
-    record
-        .timestamp()
-        .to_millis()
-        .and_then(DateTime::from_timestamp_millis)
-        .unwrap_or_default()
 }
 
 /// The log's clock of a partition never runs back.

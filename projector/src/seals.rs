@@ -2,7 +2,7 @@
 //! equal values are equal texts for every policy and merge, and who sends a whole record again takes nobody's words under
 //! a key of his own. Pure; without sealed values it does nothing and copies nothing.
 
-use crate::document::{Touched, patch_of};
+use crate::document::Touched;
 use crate::event::Arrived;
 use crate::state::{Doc, PastChange, State};
 use std::borrow::Cow;
@@ -12,7 +12,7 @@ use tidelog_events::seal::Seals;
 
 /// The item as a patch of its record's document.
 pub(crate) fn patch_against(arrived: &Arrived, state: Option<&State>, since: &[PastChange]) -> Doc {
-    let patch = patch_of(&arrived.domain, &arrived.item);
+    let patch = arrived.patch.clone();
     match state {
         Some(state) => adopted(&arrived.domain, patch, state, since),
         None => patch,

@@ -39,13 +39,13 @@ pub struct State {
     /// The document, without the members that every item carries.
     pub doc: Doc,
     /// Who made it; no edit changes that.
-    pub owner: String,
+    pub owner: Arc<str>,
     /// The log's time of its first event.
     pub created_at: DateTime<Utc>,
     /// Who changed it last.
-    pub user: String,
+    pub user: Arc<str>,
     /// From which device.
-    pub device: String,
+    pub device: Arc<str>,
     /// What kind of device that is, with its priority, where the tenant had device priority on.
     pub device_type: Option<DeviceType>,
     /// When the device did that, corrected for skew, never later than the log's time.
@@ -82,9 +82,9 @@ pub struct PastChange {
     /// Which members of the document it touched, and what they were before.
     pub touched: Arc<Touched>,
     /// Who made it.
-    pub user: String,
+    pub user: Arc<str>,
     /// From which device.
-    pub device: String,
+    pub device: Arc<str>,
     /// What kind of device, where that was told.
     pub device_type: Option<DeviceType>,
     /// When the device did it.
@@ -138,30 +138,60 @@ pub enum Standing {
 /// changes that made its latest versions. Whoever looks says how far back: what was loaded may be older.
 #[derive(Debug, Clone, Default)]
 pub struct Past {
-    by_event: HashMap<EventKey, (DateTime<Utc>, Outcome)>,
-    /// By the log's time.
-    by_content: HashMap<Uuid, Vec<(DateTime<Utc>, Outcome)>>,
+    noted: Vec<Noted>,
+    /// Where in `noted`, once there is too much of it to look through.
+    index: Option<Box<Index>>,
     changes: Vec<PastChange>,
 }
+
+/// What became of an event.
+#[derive(Debug, Clone)]
+struct Noted {
+    event: EventKey,
+    /// Given where a repeat of the same item is to find it.
+    content: Option<Uuid>,
+    /// The log's time.
+    at: DateTime<Utc>,
+    outcome: Outcome,
+}
+
+#[derive(Debug, Clone, Default)]
+struct Index {
+    events: HashMap<EventKey, Vec<usize>>,
+    contents: HashMap<Uuid, Vec<usize>>,
+}
+
+impl Index {
+    fn add(&mut self, at: usize, noted: &Noted) {
+        self.events.entry(noted.event).or_default().push(at);
+        if let Some(content) = noted.content {
+            self.contents.entry(content).or_default().push(at);
+        }
+    }
+}
+
+/// Most records of a chunk have one event or two: so many are looked through.
+const FEW: usize = 16;
 
 impl Past {
     /// Notes what became of an event of that log time. `content` is given where a repeat of the same item is to find it.
     pub fn note(&mut self, event: EventKey, content: Option<Uuid>, at: DateTime<Utc>, outcome: Outcome) {
-        if let Some(content) = content {
-            let known = self.by_content.entry(content).or_default();
-            let after = known.partition_point(|(known, _)| *known < at);
-            // What is noted twice is noted at one time.
-            if known.get(after).is_none_or(|(known, _)| *known > at) {
-                known.insert(after, (at, outcome.clone()));
-            }
+        let noted = Noted {
+            event,
+            content,
+            at,
+            outcome,
+        };
+        if let Some(index) = &mut self.index {
+            index.add(self.noted.len(), &noted);
         }
-        // Where an event had an effect twice, since the first was forgotten, the later one is remembered for longer.
-        match self.by_event.get_mut(&event) {
-            Some(known) if known.0 >= at => {}
-            Some(known) => *known = (at, outcome),
-            None => {
-                self.by_event.insert(event, (at, outcome));
+        self.noted.push(noted);
+        if self.index.is_none() && self.noted.len() > FEW {
+            let mut index = Box::<Index>::default();
+            for (at, noted) in self.noted.iter().enumerate() {
+                index.add(at, noted);
             }
+            self.index = Some(index);
         }
     }
 
@@ -189,17 +219,37 @@ impl Past {
         &self.changes[from..]
     }
 
-    /// What became of the same event, read before.
+    /// What became of the same event, read before. Where it had an effect twice, since the first was forgotten, the later one.
     pub fn of_event(&self, event: EventKey, horizon: DateTime<Utc>) -> Option<&Outcome> {
-        let (_, outcome) = self.by_event.get(&event).filter(|(at, _)| *at >= horizon)?;
-        Some(outcome)
+        let same = self.looked_through(
+            |index| index.events.get(&event),
+            |noted| noted.event == event && noted.at >= horizon,
+        );
+        // Of what is noted twice at one time, the first.
+        let latest = same.reduce(|one, next| if next.at > one.at { next } else { one })?;
+        Some(&latest.outcome)
     }
 
     /// What became of the same item, under whatever batch: the first outcome is the one that repeats are answered with.
     pub fn of_content(&self, content: Uuid, horizon: DateTime<Utc>) -> Option<&Outcome> {
-        let known = self.by_content.get(&content)?;
-        let (_, outcome) = known.iter().find(|(at, _)| *at >= horizon)?;
-        Some(outcome)
+        let same = self.looked_through(
+            |index| index.contents.get(&content),
+            |noted| noted.content == Some(content) && noted.at >= horizon,
+        );
+        Some(&same.min_by_key(|noted| noted.at)?.outcome)
+    }
+
+    fn looked_through<'a>(
+        &'a self,
+        indexed: impl FnOnce(&'a Index) -> Option<&'a Vec<usize>>,
+        wanted: impl Fn(&Noted) -> bool,
+    ) -> impl Iterator<Item = &'a Noted> {
+        let (all, some): (&[Noted], &[usize]) = match &self.index {
+            None => (&self.noted, &[]),
+            Some(index) => (&[], indexed(index).map_or(&[], Vec::as_slice)),
+        };
+        let some = some.iter().map(|at| &self.noted[*at]);
+        all.iter().chain(some).filter(move |noted| wanted(noted))
     }
 }
 

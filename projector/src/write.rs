@@ -191,12 +191,12 @@ fn sheets(
     dead: &[DeadLetter],
 ) -> Vec<(String, Sheet)> {
     let mut sheets = Vec::new();
+    let ended = results.changed();
     for domain in registry.iter() {
-        let changed: Vec<(&RecordKey, &State)> = results
-            .changed
+        let changed: Vec<(&RecordKey, &State)> = ended
             .iter()
             .filter(|key| *key.table == *domain.table)
-            .filter_map(|key| Some((key, world.records.get(key)?.state.as_deref()?)))
+            .filter_map(|key| Some((*key, world.records.get(*key)?.state.as_deref()?)))
             .collect();
         if !changed.is_empty() {
             sheets.push(rows(domain, &changed));
@@ -286,7 +286,7 @@ fn outcomes(results: &Results, topic: &str) -> (String, Sheet) {
     sheet.column("domain", rows.iter().map(|row| row.arrived.domain.name.clone()));
     sheet.column(
         "subject",
-        rows.iter().map(|row| row.arrived.event.subject.clone()),
+        rows.iter().map(|row| row.arrived.event.subject.to_string()),
     );
     sheet.column(
         "user_id",
@@ -348,7 +348,7 @@ fn conflicts(results: &Results, topic: &str) -> (String, Sheet) {
     sheet.cast(
         "mobile_id",
         "uuid",
-        rows.iter().map(|row| row.arrived.event.subject.clone()),
+        rows.iter().map(|row| row.arrived.event.subject.to_string()),
     );
     sheet.column("topic", rows.iter().map(|_| topic.to_owned()));
     sheet.column("partition", rows.iter().map(|row| row.arrived.place.partition));

@@ -418,7 +418,7 @@ fn an_entry_says_who_reads_and_writes_it_and_its_media_follow() {
     );
     let edited = story.next("journal", BERT, Update, ENTRY, 2, entry(json!({"title": "ours"})));
     assert_eq!(story.send(&edited), applied(Change::Updated, 3));
-    assert_eq!(story.shelf.state(ENTRY).owner, "anna");
+    assert_eq!(*story.shelf.state(ENTRY).owner, *"anna");
     let gone = story.next("journal", ANNA, Delete, ENTRY, 3, entry(json!({})));
     story.send(&gone);
     assert!(

@@ -344,7 +344,7 @@ fn a_forgotten_deletion_leaves_nothing_and_the_record_begins_anew() {
             version: 1
         }
     );
-    assert_eq!(desk.shelf.state(TICKET).owner, "carl");
+    assert_eq!(*desk.shelf.state(TICKET).owner, *"carl");
 }
 
 #[test]

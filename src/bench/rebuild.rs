@@ -156,7 +156,7 @@ impl Ready {
         const COLUMNS: &str = "SELECT string_agg(format('%I', attname), ', ' ORDER BY attnum) FROM pg_attribute \
                                WHERE attrelid = ($1::text)::regclass AND attnum > 0 AND NOT attisdropped AND attgenerated = ''";
         let mut tables = Vec::new();
-        for name in [domain.table.clone(), domain.changes_table()] {
+        for name in [domain.table.to_string(), domain.changes_table()] {
             let columns: String = client.query_one(COLUMNS, &[&name]).await.map_err(plain)?.get(0);
             let mut halves = [Bytes::new(), Bytes::new()];
             for (odd, half) in halves.iter_mut().enumerate() {

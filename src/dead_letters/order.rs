@@ -142,7 +142,7 @@ async fn later_own_changes(
             &sql,
             &[
                 &tenant,
-                &event.subject,
+                &&*event.subject,
                 &parent,
                 &place.offset,
                 &event.batch.0,

@@ -6,7 +6,6 @@ use std::time::Duration;
 
 use anyhow::{Context, Result};
 use chrono::Utc;
-use rdkafka::message::Message;
 use tidelog_events::ids::{TenantId, UserId};
 use tidelog_events::seal::record::{self, KeyName};
 use tidelog_events::seal::{KEYS_TOPIC, STORE_KEYS};

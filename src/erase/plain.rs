@@ -4,7 +4,6 @@
 use std::collections::BTreeMap;
 
 use anyhow::{Context, Result};
-use rdkafka::message::{Headers, Message, OwnedMessage};
 use tidelog_events::domain::Registry;
 use tidelog_events::envelope::Event;
 use tidelog_events::ids::{TenantId, UserId};
@@ -12,6 +11,7 @@ use tidelog_events::item::Operation;
 use tidelog_events::seal::holds_plain;
 use tidelog_events::topic_name;
 use tidelog_projector::log::Log;
+use tidelog_projector::record::LogRecord;
 
 use crate::kafka::Cluster;
 use crate::settings::KafkaSettings;
@@ -45,9 +45,8 @@ pub(super) async fn count(
 }
 
 /// The domain of an event of that user that holds something personal in plain.
-fn plain(record: &OwnedMessage, registry: &Registry, tenant: &TenantId, user: &UserId) -> Option<String> {
-    let headers = record.headers().into_iter().flat_map(|headers| headers.iter());
-    let event = Event::from_headers(headers.map(|header| (header.key, header.value)), registry).ok()?;
+fn plain(record: &LogRecord, registry: &Registry, tenant: &TenantId, user: &UserId) -> Option<String> {
+    let event = Event::from_headers(record.headers(), registry).ok()?;
     if (&event.tenant, &event.user) != (tenant, user) {
         return None;
     }

@@ -13,19 +13,19 @@ use std::sync::atomic::{AtomicI64, Ordering};
 use anyhow::{Context, Result};
 use chrono::{DateTime, NaiveDate, Utc};
 use futures_util::stream::{self, StreamExt};
-use rdkafka::message::{Headers, Message, OwnedMessage};
 use tidelog_events::domain::{Domain, Registry};
 use tidelog_events::envelope::tenant_of;
 use tidelog_events::ids::TenantId;
 use tidelog_projector::ProjectorError;
 use tidelog_projector::log::{Log, Parcel};
+use tidelog_projector::record::LogRecord;
 use tokio::sync::mpsc::{Receiver, Sender};
 use tokio_postgres::Client;
 
 use super::plan::Span;
 use crate::look::became::Became;
 use crate::look::outcomes;
-use crate::look::seen::{Seen, log_time};
+use crate::look::seen::Seen;
 
 /// How many parcels are asked about at once: one is read and sent while Postgres works on another.
 const ASKED_AT_ONCE: usize = 2;
@@ -134,7 +134,7 @@ impl Reading {
         let first = first.with_context(|| self.cannot_read(span))?;
         let more = first.as_ref().and_then(|parcel| parcel.records.first());
         Ok(match more {
-            Some(record) if log_time(record).date_naive() <= again.date => anew(),
+            Some(record) if record.log_time().date_naive() <= again.date => anew(),
             _ => (first, parcels, Days(Some(again.date))),
         })
     }
@@ -143,7 +143,7 @@ impl Reading {
     fn stretches(&self, parcel: &Parcel, days: &mut Days) -> (Vec<Stretch>, i64) {
         let mut stretches: Vec<Stretch> = Vec::new();
         for record in &parcel.records {
-            let date = days.of(log_time(record));
+            let date = days.of(record.log_time());
             if stretches.last().is_none_or(|last| last.date != date) {
                 stretches.push(Stretch {
                     date,
@@ -159,7 +159,7 @@ impl Reading {
     }
 
     /// What is neither of this domain nor of another one on its topic is nobody's, and in the exports of all of them.
-    fn kept(&self, record: &OwnedMessage) -> Option<Kept> {
+    fn kept(&self, record: &LogRecord) -> Option<Kept> {
         let seen = Seen::of(record, &self.registry, true);
         let tenant = match &seen.event {
             Ok((_, domain)) if domain.topic == self.domain.topic && domain.name != self.domain.name => {
@@ -231,12 +231,9 @@ impl Days {
     }
 }
 
-fn tenant_by_source(record: &OwnedMessage) -> Option<TenantId> {
-    let source = record
-        .headers()?
-        .iter()
-        .find(|header| header.key == "ce_source")?;
-    tenant_of(std::str::from_utf8(source.value?).ok()?)
+fn tenant_by_source(record: &LogRecord) -> Option<TenantId> {
+    let (_, source) = record.headers().find(|(name, _)| *name == "ce_source")?;
+    tenant_of(std::str::from_utf8(source?).ok()?)
 }
 
 #[cfg(test)]

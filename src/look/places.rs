@@ -2,15 +2,17 @@
 //! for all of them, outside any group. Librdkafka's calls block, so it runs on a thread that may.
 
 use std::collections::{BTreeMap, BTreeSet, HashMap};
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result};
 use rdkafka::config::RDKafkaLogLevel;
 use rdkafka::consumer::{BaseConsumer, Consumer, ConsumerContext};
 use rdkafka::error::{KafkaError, RDKafkaErrorCode};
-use rdkafka::message::{Message, OwnedMessage};
+use rdkafka::message::Message;
 use rdkafka::{ClientContext, Offset, TopicPartitionList};
 use tidelog_events::position::TopicPartition;
+use tidelog_projector::record::LogRecord;
 
 use crate::kafka::client_config;
 use crate::settings::KafkaSettings;
@@ -25,7 +27,7 @@ pub(crate) type Wanted = BTreeMap<TopicPartition, BTreeSet<i64>>;
 /// What was found.
 pub(crate) struct Records {
     /// The records that are there.
-    pub(crate) found: HashMap<(TopicPartition, i64), OwnedMessage>,
+    pub(crate) found: HashMap<(TopicPartition, i64), LogRecord>,
     /// Whether there was time for all of them.
     pub(crate) complete: bool,
 }
@@ -75,12 +77,13 @@ pub(crate) async fn read(kafka: &KafkaSettings, wanted: Wanted, patience: Durati
 struct Reading {
     consumer: BaseConsumer<Quiet>,
     until: Instant,
-    found: HashMap<(TopicPartition, i64), OwnedMessage>,
+    found: HashMap<(TopicPartition, i64), LogRecord>,
 }
 
 impl Reading {
     /// Round by round: each partition from its next wanted offset on. Answers whether there was time for all.
     fn topic(&mut self, topic: &str, wanted: &mut BTreeMap<i32, BTreeSet<i64>>) -> Result<bool, KafkaError> {
+        let name = Arc::from(topic);
         loop {
             let mut start = TopicPartitionList::new();
             for (partition, offsets) in wanted.iter() {
@@ -112,7 +115,7 @@ impl Reading {
                                     topic: topic.to_owned(),
                                     partition,
                                 };
-                                self.found.insert((at, offset), message.detach());
+                                self.found.insert((at, offset), LogRecord::of(&message, &name));
                             }
                             // What lies before what came is not there.
                             *offsets = offsets.split_off(&(offset + 1));

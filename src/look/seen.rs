@@ -4,13 +4,13 @@
 use std::sync::Arc;
 
 use chrono::{DateTime, Utc};
-use rdkafka::message::{Headers, Message, OwnedMessage};
 use serde::Serialize;
 use serde_json::Value;
 use serde_json::value::RawValue;
 use tidelog_events::domain::{Domain, Registry};
 use tidelog_events::envelope::Event;
 use tidelog_events::position::TopicPartition;
+use tidelog_projector::record::LogRecord;
 use uuid::Uuid;
 
 use super::became::Became;
@@ -69,9 +69,8 @@ enum Payload<'a> {
 
 impl Seen {
     /// Reads a record; keeps its value only where it is wanted.
-    pub(crate) fn of(record: &OwnedMessage, registry: &Registry, payload: bool) -> Seen {
-        let headers = record.headers().into_iter().flat_map(|headers| headers.iter());
-        let event = Event::from_headers(headers.map(|header| (header.key, header.value)), registry);
+    pub(crate) fn of(record: &LogRecord, registry: &Registry, payload: bool) -> Seen {
+        let event = Event::from_headers(record.headers(), registry);
         let event = event.map_err(|error| error.to_string()).and_then(|event| {
             let domain = registry.by_table(&event.table).cloned();
             domain
@@ -84,7 +83,7 @@ impl Seen {
                 partition: record.partition(),
             },
             offset: record.offset(),
-            log_time: log_time(record),
+            log_time: record.log_time(),
             event,
             payload: payload.then(|| record.payload().unwrap_or_default().to_vec()),
         }
@@ -137,7 +136,7 @@ impl Seen {
             user: event.map(|event| event.user.as_str()),
             device: event.map(|event| event.device.as_str()),
             operation: event.map(|event| event.operation.as_str()),
-            record: event.map(|event| event.subject.as_str()),
+            record: event.map(|event| &*event.subject),
             base_version: event.map(|event| event.base),
             policy: event.map(|event| event.policy.as_str()),
             item_time: event.map(|event| time(event.time)),
@@ -161,12 +160,4 @@ fn payload(bytes: &[u8]) -> Payload<'_> {
         Ok(raw) if one_line(&raw) => Payload::Json(raw),
         _ => Payload::Text(String::from_utf8_lossy(bytes).into_owned()),
     }
-}
-
-/// When the log took a record.
-pub(crate) fn log_time(record: &OwnedMessage) -> DateTime<Utc> {
-    let millis = record.timestamp().to_millis();
-    millis
-        .and_then(DateTime::from_timestamp_millis)
-        .unwrap_or_default()
 }

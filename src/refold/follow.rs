@@ -203,7 +203,7 @@ fn domains(registry: &Registry, topic: &str) -> Vec<Named> {
     let on_topic = registry.on_topic(topic);
     let named = on_topic
         .iter()
-        .map(|domain| (domain.name.clone(), domain.table.clone()));
+        .map(|domain| (domain.name.clone(), domain.table.to_string()));
     named.collect()
 }
 

@@ -10,7 +10,6 @@ use std::time::Duration;
 use anyhow::{Context, Result, anyhow, bail};
 use chrono::{DateTime, Utc};
 use clap::Args;
-use rdkafka::Message;
 use serde::Serialize;
 use serde_json::{Value, json};
 use tidelog_events::domain::Registry;

@@ -16,7 +16,6 @@ use tokio_postgres::Client;
 use super::projection::{self, Applied, Keys, Projection};
 use super::{Partition, Status};
 use crate::kafka::Cluster;
-use crate::look::seen::log_time;
 use crate::look::{places, time};
 use crate::migrate::connected;
 use crate::settings::{DatabaseSettings, KafkaSettings};
@@ -169,7 +168,7 @@ impl Looker {
         }
         let records = places::read(&self.kafka, wanted, OLDEST_PATIENCE).await?;
         for ((at, offset), record) in records.found {
-            self.oldest.insert(at, (offset, log_time(&record)));
+            self.oldest.insert(at, (offset, record.log_time()));
         }
         Ok(())
     }

@@ -27,7 +27,10 @@ impl Filter {
                 (self.domains.is_empty() || self.domains.contains(&domain.name))
                     && self.tenant.as_ref().is_none_or(|tenant| *tenant == event.tenant)
                     && self.device.as_ref().is_none_or(|device| *device == event.device)
-                    && self.record.as_ref().is_none_or(|record| *record == event.subject)
+                    && self
+                        .record
+                        .as_ref()
+                        .is_none_or(|record| **record == *event.subject)
             }
             Err(_) => self.tenant.is_none() && self.device.is_none() && self.record.is_none(),
         }

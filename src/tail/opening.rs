@@ -44,7 +44,7 @@ pub(super) async fn open(opener: &Opener, seen: &mut Seen) {
         .and_then(|value| Some(value.get(DATA)?.to_string()));
     let closed = Closed {
         domain,
-        subject: event.subject.clone(),
+        subject: event.subject.to_string(),
         json: data.as_mut().unwrap_or(&mut whole),
     };
     if opener.open(event.tenant.as_str(), vec![closed]).await.is_err() {

@@ -109,7 +109,7 @@ fn of_record(seen: &Seen, tenant: &TenantId) -> Option<Item> {
     Some(Item {
         log_time: seen.log_time,
         domain: Some(domain.name.clone()),
-        record: Some(event.subject.clone()),
+        record: Some(event.subject.to_string()),
         user: Some(event.user.as_str().to_owned()),
         device: Some(event.device.as_str().to_owned()),
         batch_id: Some(event.batch.0),

@@ -297,7 +297,7 @@ impl Check<'_> {
             .collect();
         Domain {
             name: file.domain.into_inner(),
-            table,
+            table: table.into(),
             entity_type: file.entity_type.map(Spanned::into_inner),
             kind: if entity {
                 Kind::Entity

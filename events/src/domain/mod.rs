@@ -21,6 +21,7 @@ use chrono::{DateTime, TimeDelta, Utc};
 use file::ENVELOPE_FIELDS;
 use serde_json::Value;
 use std::collections::BTreeMap;
+use std::sync::Arc;
 
 /// How a conflict is decided (DOMAINS: Conflicts).
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, serde::Serialize, serde::Deserialize)]
@@ -171,7 +172,7 @@ pub struct Domain {
     /// The name in URLs.
     pub name: String,
     /// The table's name; the feed is `<table>_changes`.
-    pub table: String,
+    pub table: Arc<str>,
     /// What one record is called: the `entity_type` of mixed batches (`POST /api/v1/sync/batch`); absent where these do
     /// not take it, as in telemetry and in domains with a parent. No two domains share one.
     pub entity_type: Option<String>,

@@ -100,7 +100,7 @@ impl Registry {
     }
 
     fn admit(&mut self, domain: Domain) -> Result<(), String> {
-        if OWN_TABLES.contains(&domain.table.as_str()) {
+        if OWN_TABLES.contains(&&*domain.table) {
             return Err(format!(
                 "the table {:?} is the service's own; choose another",
                 domain.table
@@ -170,7 +170,7 @@ impl Registry {
 
     /// By table, as the type of an event names it.
     pub fn by_table(&self, table: &str) -> Option<&Arc<Domain>> {
-        self.domains.iter().find(|domain| domain.table == table)
+        self.domains.iter().find(|domain| *domain.table == *table)
     }
 
     /// By the entity type of a mixed batch.

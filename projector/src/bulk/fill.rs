@@ -12,10 +12,10 @@ use crate::lane::ToLane;
 use crate::load::{load_families, load_known, load_rest};
 use crate::ownership::Owned;
 use crate::reading::{Chunk, Reader};
+use crate::record::LogRecord;
 use crate::session::Session;
 use crate::state::{EventKey, Record, RecordKey};
 use crate::write::{Move, move_positions};
-use rdkafka::message::{Message, OwnedMessage};
 use std::collections::{BTreeMap, HashSet};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -103,7 +103,7 @@ impl Filler {
         Ok(self.stored.into_values().collect())
     }
 
-    fn gather(&mut self, first: ToLane, inbox: &mut mpsc::Receiver<ToLane>) -> Vec<OwnedMessage> {
+    fn gather(&mut self, first: ToLane, inbox: &mut mpsc::Receiver<ToLane>) -> Vec<LogRecord> {
         let (mut records, mut bytes) = (Vec::new(), 0);
         let mut next = Some(first);
         while let Some(told) = next {
@@ -130,7 +130,7 @@ impl Filler {
         records
     }
 
-    async fn take(&mut self, records: &[OwnedMessage]) -> Result<(), ProjectorError> {
+    async fn take(&mut self, records: &[LogRecord]) -> Result<(), ProjectorError> {
         let registry = self.parts.registry.clone();
         let reader = Reader {
             registry: &registry,
@@ -303,6 +303,6 @@ impl Filler {
     }
 }
 
-fn payload(record: &OwnedMessage) -> usize {
+fn payload(record: &LogRecord) -> usize {
     record.payload().map_or(0, <[u8]>::len)
 }

@@ -32,18 +32,14 @@ impl Seen {
 
     /// Parts a chunk's events into those whose key has never come before and the others, and notes them all.
     pub(crate) fn part(&mut self, events: &[Arc<Arrived>]) -> (Vec<Arc<Arrived>>, Vec<Arc<Arrived>>) {
-        let mut known: HashMap<String, bool> = HashMap::with_capacity(events.len());
-        events.iter().cloned().partition(|arrived| {
+        let mut known: HashMap<&str, bool> = HashMap::with_capacity(events.len());
+        let mut parts = (Vec::with_capacity(events.len()), Vec::new());
+        for arrived in events {
             let key = arrived.topic_key();
-            match known.get(&key) {
-                Some(new) => *new,
-                None => {
-                    let new = !self.0.insert(&key);
-                    known.insert(key, new);
-                    new
-                }
-            }
-        })
+            let new = *known.entry(key).or_insert_with(|| !self.0.insert(key));
+            if new { &mut parts.0 } else { &mut parts.1 }.push(arrived.clone());
+        }
+        parts
     }
 }
 

@@ -86,7 +86,7 @@ pub(crate) async fn checkpoint_rows<'a>(
         if !tables.contains_key(&*key.table)
             && let Some(domain) = registry.by_table(&key.table)
         {
-            let (new, there) = (Copying::into(domain.table.clone()), Vec::new());
+            let (new, there) = (Copying::into(domain.table.to_string()), Vec::new());
             tables.insert(&key.table, Rows { domain, new, there });
         }
         let Some(rows) = tables.get_mut(&*key.table) else {
@@ -99,7 +99,7 @@ pub(crate) async fn checkpoint_rows<'a>(
             written.push(key);
         }
         if rows.new.len() > PARCEL {
-            let full = std::mem::replace(&mut rows.new, Copying::into(rows.domain.table.clone()));
+            let full = std::mem::replace(&mut rows.new, Copying::into(rows.domain.table.to_string()));
             full.send(session).await?;
         }
         if rows.there.len() == OVERWRITTEN {

@@ -191,7 +191,7 @@ impl Shadow {
         for domain in &self.domains {
             let condition = [selection.of_rows(domain, &self.config.schema), numbers.clone()];
             for (table, which) in [
-                (domain.table.clone(), "t.deleted"),
+                (domain.table.to_string(), "t.deleted"),
                 (domain.changes_table(), "true"),
             ] {
                 let [selected, numbers] = condition.clone();

@@ -9,9 +9,10 @@ use crate::bulk::{Filler, FillerParts, Letters, Seen};
 use crate::lane::{LONGEST_WAIT, Lane, LaneParts, Progress, ToLane};
 use crate::log::{Log, Parcel};
 use crate::ownership::{Owned, claim};
+use crate::record::LogRecord;
 use crate::retry::waits;
 use crate::session::Session;
-use rdkafka::message::{Message, OwnedMessage, Timestamp};
+use chrono::DateTime;
 use std::collections::BTreeMap;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
@@ -364,7 +365,7 @@ async fn unless_stopped<T>(stop: &mut watch::Receiver<bool>, work: impl Future<O
 }
 
 /// What is selected of a parcel, at the times that it would have if nothing were left out.
-fn selected(selection: &Selection, clocks: &Clocks, parcel: Parcel) -> Vec<OwnedMessage> {
+fn selected(selection: &Selection, clocks: &Clocks, parcel: Parcel) -> Vec<LogRecord> {
     if matches!(selection, Selection::All) {
         return parcel.records;
     }
@@ -372,23 +373,11 @@ fn selected(selection: &Selection, clocks: &Clocks, parcel: Parcel) -> Vec<Owned
     let clock = clocks.entry(parcel.partition).or_default();
     let mut records = Vec::new();
     for record in parcel.records {
-        let time = record.timestamp().to_millis().unwrap_or_default();
-        *clock = time.max(*clock);
-        if !selection.takes(&record) {
-            continue;
+        *clock = record.log_time().timestamp_millis().max(*clock);
+        if selection.takes(&record) {
+            let at = DateTime::from_timestamp_millis(*clock).unwrap_or_else(|| record.log_time());
+            records.push(record.told_at(at));
         }
-        records.push(match time < *clock {
-            true => OwnedMessage::new(
-                record.payload().map(<[u8]>::to_vec),
-                record.key().map(<[u8]>::to_vec),
-                record.topic().to_owned(),
-                Timestamp::LogAppendTime(*clock),
-                record.partition(),
-                record.offset(),
-                record.headers().cloned(),
-            ),
-            false => record,
-        });
     }
     records
 }

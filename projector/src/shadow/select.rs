@@ -1,7 +1,7 @@
 //! Which records are folded again: all, every so manyeth, or those that a stretch of the log is about. By the key on the topic,
 //! since all that a record's fold depends on has its key: so what is left out changes nothing in what is not.
 
-use rdkafka::message::{Message, OwnedMessage};
+use crate::record::LogRecord;
 use sha2::{Digest, Sha256};
 use std::collections::HashSet;
 use tidelog_events::domain::Domain;
@@ -24,7 +24,7 @@ pub enum Selection {
 
 impl Selection {
     /// Whether a record of the log is of it. A record without a readable key is nobody's, and of each.
-    pub(crate) fn takes(&self, record: &OwnedMessage) -> bool {
+    pub(crate) fn takes(&self, record: &LogRecord) -> bool {
         match (self, record.key()) {
             (Selection::All, _) | (_, None) => true,
             (Selection::Share { of, number }, Some(key)) => {

@@ -124,7 +124,7 @@ impl Shadow {
         let of_domains = self
             .domains
             .iter()
-            .flat_map(|domain| [domain.changes_table(), domain.table.clone()]);
+            .flat_map(|domain| [domain.changes_table(), domain.table.to_string()]);
         of_domains.chain(SHARED.map(str::to_owned)).collect()
     }
 

@@ -137,7 +137,7 @@ impl Shadow {
     /// The tables that are swapped as a whole.
     pub(super) fn tables(&self) -> Vec<String> {
         let each =
-            |domain: &Arc<tidelog_events::domain::Domain>| [domain.table.clone(), domain.changes_table()];
+            |domain: &Arc<tidelog_events::domain::Domain>| [domain.table.to_string(), domain.changes_table()];
         self.domains.iter().flat_map(each).collect()
     }
 

@@ -207,8 +207,8 @@ impl Feed {
                 fields: self.fields.clone(),
                 before: self.before.as_object().expect("an object").clone(),
             }),
-            user: self.user.clone(),
-            device: self.device.clone(),
+            user: self.user.as_str().into(),
+            device: self.device.as_str().into(),
             device_type: self.device_type.clone(),
             item_time: self.item_time,
             log_time: self.at,
@@ -443,7 +443,7 @@ impl Shelf {
             self.hits
                 .insert(key, (count, since, hits.last.key(), hits.last.log_time));
         }
-        for key in &results.changed {
+        for key in results.changed() {
             let state = world
                 .records
                 .get(key)
@@ -463,8 +463,8 @@ impl Shelf {
                 before: Value::Object(step.touched.before.clone()),
                 event: (BatchId(row.batch_id), row.batch_index as u32),
                 content: row.item_hash,
-                user: step.state.user.clone(),
-                device: step.state.device.clone(),
+                user: step.state.user.to_string(),
+                device: step.state.device.to_string(),
                 device_type: step.state.device_type.clone(),
                 item_time: step.state.item_time,
                 conflict_id: row.conflict_id,

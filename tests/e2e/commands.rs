@@ -70,6 +70,16 @@ fn topics_are_made_once_and_never_altered() {
     assert_eq!(again["unchanged"].as_array().map(Vec::len), Some(11), "{again}");
 }
 
+#[test]
+fn topics_that_were_just_made_can_be_read() {
+    let deployment = Deployment::new("new-topics");
+    deployment.run(&["migrate"]).ok();
+    // Many, so that their leaders do not know it at once.
+    deployment.run(&["topics", "--partitions", "24"]).ok();
+    let status = deployment.run(&["status", "--output", "json"]).json();
+    assert_eq!(status["missing_topics"], json!([]), "{status}");
+}
+
 fn make_topic(deployment: &Deployment, topic: &str, partitions: i32) {
     use rdkafka::admin::{AdminClient, AdminOptions, NewTopic, TopicReplication};
     use rdkafka::client::DefaultClientContext;

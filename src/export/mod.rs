@@ -268,15 +268,14 @@ async fn written(
     let both = async {
         let fed = feeding.await;
         // Where writing failed, that is why nobody takes any more.
-        (writer.await, fed)
+        let files = writer.await.context("the writer ended before its work did")??;
+        fed?;
+        Ok(files)
     };
-    let (files, fed) = match total {
+    match total {
         0 => both.await,
         total => during(&what, total.unsigned_abs(), passed, both).await,
-    };
-    let files = files.context("the writer ended before its work did")??;
-    fed?;
-    Ok(files)
+    }
 }
 
 fn text(exported: &Exported) -> String {

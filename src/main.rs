@@ -144,7 +144,7 @@ async fn run() -> ExitCode {
     };
     ended.unwrap_or_else(|error| {
         eprintln!("error: {error:#}");
-        match error.is::<guard_rails::Refused>() {
+        match error.is::<guard_rails::Refused>() || error.is::<settings::Wrong>() {
             true => ExitCode::from(settings::EXIT_USAGE),
             false => ExitCode::FAILURE,
         }

@@ -239,6 +239,12 @@ pub(crate) struct NoticeSettings {
     pub(crate) shutdown_notice: Duration,
 }
 
+/// What the command line asks for cannot be, which shows only when it is looked at closely. Ends the process with the exit code of
+/// a wrong command line.
+#[derive(Debug, thiserror::Error)]
+#[error("{0}")]
+pub(crate) struct Wrong(pub(crate) String);
+
 /// A text that is shown nowhere: neither in logs nor in errors.
 #[derive(Clone)]
 pub(crate) struct Secret(String);

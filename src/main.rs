@@ -38,6 +38,7 @@ mod tenant;
 mod token;
 mod topics;
 mod trace;
+mod version;
 
 use std::process::ExitCode;
 
@@ -50,7 +51,7 @@ static ALLOCATOR: tikv_jemallocator::Jemalloc = tikv_jemallocator::Jemalloc;
 
 /// An offline-first sync backend in which the message log is the truth
 #[derive(Parser)]
-#[command(version, propagate_version = true, disable_help_subcommand = true)]
+#[command(version = version::VERSION, propagate_version = true, disable_help_subcommand = true)]
 struct Cli {
     #[command(flatten)]
     global: settings::GlobalSettings,

@@ -273,6 +273,20 @@ async fn a_stop_finishes_the_requests_in_flight() {
 }
 
 #[test]
+fn two_builds_of_one_release_differ_by_their_commits() {
+    let deployment = Deployment::new("version");
+    let told = deployment.run(&["--version"]).ok();
+    let commit = told
+        .trim()
+        .strip_prefix(concat!("tidelog ", env!("CARGO_PKG_VERSION"), " ("))
+        .and_then(|rest| rest.strip_suffix(')'));
+    assert!(
+        commit.is_some_and(|commit| commit == env!("TIDELOG_COMMIT")),
+        "{told}"
+    );
+}
+
+#[test]
 fn every_command_has_help_with_an_example() {
     let deployment = Deployment::new("help");
     for command in [

@@ -287,6 +287,29 @@ fn two_builds_of_one_release_differ_by_their_commits() {
 }
 
 #[test]
+fn what_is_missing_is_told_with_where_it_goes() {
+    let bare = |args: &[&str]| {
+        let ran = std::process::Command::new(env!("CARGO_BIN_EXE_tidelog"))
+            .args(args)
+            .env_clear()
+            .current_dir(std::env::temp_dir())
+            .output()
+            .expect("tidelog can be run");
+        String::from_utf8(ran.stderr).expect("text")
+    };
+    let place = |text: &str, part: &str| text.find(part).unwrap_or_else(|| panic!("no {part}: {text}"));
+    let told = bare(&["status"]);
+    let (tip, usage) = (place(&told, "a setting is a flag"), place(&told, "Usage:"));
+    assert!(place(&told, "--kafka-brokers <") < tip && tip < usage, "{told}");
+    // A file is no setting.
+    let told = bare(&["check-domain"]);
+    assert!(
+        told.contains("<FILE>") && !told.contains("a setting is"),
+        "{told}"
+    );
+}
+
+#[test]
 fn every_command_has_help_with_an_example() {
     let deployment = Deployment::new("help");
     for command in [

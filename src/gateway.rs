@@ -29,6 +29,7 @@ use crate::settings::{
     PoolSettings, SealSettings, ShutdownSettings,
 };
 use crate::shutdown::stopped;
+use crate::version::VERSION;
 
 /// How long a batch waits for a connection before it goes on without Postgres, which it can.
 const WRITE_WAIT: Duration = Duration::from_secs(3);
@@ -172,7 +173,7 @@ pub(crate) async fn run(
     let address = listener
         .local_addr()
         .context("the listening socket has no address")?;
-    tracing::info!(%address, "the gateway listens");
+    tracing::info!(%address, version = VERSION, "the gateway listens");
     let serving = async {
         let stopping = async {
             stopped(shutdown).await;

@@ -27,6 +27,11 @@ impl OperatorArgs {
             None => system_user(),
         }
     }
+
+    /// Who does it, where that was said.
+    pub(crate) fn said(&self) -> Option<&UserId> {
+        self.by.as_ref()
+    }
 }
 
 /// What a command takes that destroys something.

@@ -1,9 +1,10 @@
 //! What this program asks a Kafka cluster about itself: topics, end offsets. Reading and writing records is the
-//! crates' to do. Librdkafka's calls block, so each runs on a thread that may.
+//! crates' to do. Librdkafka's calls block, so each runs on a thread that may. What a broker says that is about to pass,
+//! as that it does not lead a partition yet, is asked again for a moment.
 
 use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex, PoisonError};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result};
 use rdkafka::client::ClientContext;
@@ -17,6 +18,9 @@ use crate::settings::KafkaSettings;
 
 /// How long the cluster may take to answer.
 const TIMEOUT: Duration = Duration::from_secs(5);
+/// How long it is asked again about what is about to pass, and how often.
+const SETTLING: Duration = Duration::from_secs(5);
+const AGAIN: Duration = Duration::from_millis(100);
 
 /// A cluster, asked.
 #[derive(Clone)]
@@ -124,22 +128,57 @@ impl Cluster {
 
     async fn ask<T: Send + 'static>(
         &self,
-        question: impl FnOnce(&BaseConsumer<Said>) -> rdkafka::error::KafkaResult<T> + Send + 'static,
+        question: impl Fn(&BaseConsumer<Said>) -> rdkafka::error::KafkaResult<T> + Send + 'static,
     ) -> Result<T> {
         let client = self.client.clone();
         let answer = tokio::task::spawn_blocking(move || {
-            question(&client).inspect_err(|_| {
+            let until = Instant::now() + SETTLING;
+            loop {
+                let error = match question(&client) {
+                    Ok(answer) => return Ok(answer),
+                    Err(error) => error,
+                };
                 // Without a group there is no message to come: this fetches what librdkafka has to say.
                 while client.poll(Duration::from_millis(1)).is_some() {}
-            })
+                if unready(&error).is_none() || Instant::now() >= until {
+                    return Err(error);
+                }
+                std::thread::sleep(AGAIN);
+                // Who leads is looked up anew. Should that fail, the next question says why.
+                let _ = client.fetch_metadata(None, TIMEOUT);
+            }
         });
         answer.await?.map_err(|error| {
-            let why = self.client.context().last().unwrap_or_else(|| error.to_string());
-            anyhow::anyhow!(
-                "Kafka at {} does not answer: is it up, and is kafka_brokers right?: {why}",
-                self.brokers
-            )
+            let said = || self.client.context().last().unwrap_or_else(|| error.to_string());
+            match unready(&error) {
+                Some(what) => anyhow::anyhow!("Kafka at {} answers, but {what}: {error}", self.brokers),
+                None => anyhow::anyhow!(
+                    "Kafka at {} does not answer: is it up, and is kafka_brokers right?: {}",
+                    self.brokers,
+                    said()
+                ),
+            }
         })
+    }
+}
+
+/// What is amiss where the cluster answers, and what mostly passes: a partition is between two leaders, or was made a moment
+/// ago and is not known everywhere yet.
+fn unready(error: &KafkaError) -> Option<&'static str> {
+    use RDKafkaErrorCode as Code;
+    match error.rdkafka_error_code()? {
+        Code::NotLeaderForPartition
+        | Code::LeaderNotAvailable
+        | Code::ReplicaNotAvailable
+        | Code::FencedLeaderEpoch
+        | Code::UnknownLeaderEpoch
+        | Code::OffsetNotAvailable => {
+            Some("a partition has no leader that answers for it: are all brokers up?")
+        }
+        Code::UnknownTopicOrPartition | Code::UnknownTopic | Code::UnknownPartition => {
+            Some("a broker does not know a topic or partition: was it deleted, or is it just being made?")
+        }
+        _ => None,
     }
 }
 
@@ -167,3 +206,26 @@ impl ClientContext for Said {
 }
 
 impl ConsumerContext for Said {}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_passes_is_not_told_as_a_cluster_that_is_away() {
+        let told = |code| unready(&KafkaError::OffsetFetch(code)).unwrap_or_default();
+        for code in [
+            RDKafkaErrorCode::NotLeaderForPartition,
+            RDKafkaErrorCode::LeaderNotAvailable,
+        ] {
+            assert!(told(code).contains("leader"), "{code}");
+        }
+        assert!(told(RDKafkaErrorCode::UnknownTopicOrPartition).contains("does not know"));
+        for code in [
+            RDKafkaErrorCode::BrokerTransportFailure,
+            RDKafkaErrorCode::TopicAuthorizationFailed,
+        ] {
+            assert_eq!(told(code), "", "{code}");
+        }
+    }
+}

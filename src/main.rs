@@ -38,6 +38,7 @@ mod tenant;
 mod token;
 mod topics;
 mod trace;
+mod version;
 
 use std::process::ExitCode;
 
@@ -50,7 +51,7 @@ static ALLOCATOR: tikv_jemallocator::Jemalloc = tikv_jemallocator::Jemalloc;
 
 /// An offline-first sync backend in which the message log is the truth
 #[derive(Parser)]
-#[command(version, propagate_version = true, disable_help_subcommand = true)]
+#[command(version = version::VERSION, propagate_version = true, disable_help_subcommand = true)]
 struct Cli {
     #[command(flatten)]
     global: settings::GlobalSettings,
@@ -144,7 +145,7 @@ async fn run() -> ExitCode {
     };
     ended.unwrap_or_else(|error| {
         eprintln!("error: {error:#}");
-        match error.is::<guard_rails::Refused>() {
+        match error.is::<guard_rails::Refused>() || error.is::<settings::Wrong>() {
             true => ExitCode::from(settings::EXIT_USAGE),
             false => ExitCode::FAILURE,
         }

@@ -16,7 +16,7 @@ use tokio_postgres::{Client, Config};
 
 use crate::database::{self, plain};
 use crate::domains;
-use crate::output::OutputArgs;
+use crate::output::{OutputArgs, counted};
 use crate::settings::{DatabaseSettings, DomainSettings};
 
 /// Every file of `migrations/`, by name; a test sees to it that none is forgotten.
@@ -116,10 +116,10 @@ pub(crate) async fn run(args: MigrateArgs) -> Result<()> {
     args.output.output.print(&migrated, |migrated| {
         if migrated.schema_created || !migrated.applied.is_empty() || !migrated.tables_created.is_empty() {
             format!(
-                "The schema {} is ready: {} migrations and {} tables new.",
+                "The schema {} is ready: {} and {} new.",
                 migrated.schema,
-                migrated.applied.len(),
-                migrated.tables_created.len()
+                counted(migrated.applied.len() as u64, "migration", "migrations"),
+                counted(migrated.tables_created.len() as u64, "table", "tables")
             )
         } else {
             format!("The schema {} was up to date.", migrated.schema)
@@ -237,7 +237,11 @@ async fn make_tables(client: &mut Client, registry: &Registry) -> Result<Vec<Str
         .filter(|table| !before.contains(table))
         .collect();
     if !created.is_empty() {
-        eprintln!("Made {} tables: {}", created.len(), created.join(", "));
+        eprintln!(
+            "Made {}: {}",
+            counted(created.len() as u64, "table", "tables"),
+            created.join(", ")
+        );
     }
     Ok(created)
 }

@@ -1,6 +1,7 @@
 //! How commands print what they found: for people, or as one JSON document for programs, both on stdout.
 //! Progress and complaints are not output; they go to stderr.
 
+use std::fmt;
 use std::io::{self, Write};
 
 use anyhow::{Context, Result};
@@ -82,6 +83,17 @@ pub(crate) fn table<const N: usize>(heading: [&str; N], right: [bool; N], rows: 
     text
 }
 
+/// A number with what is counted, in the singular where it is one: `1 letter`, `2 letters`.
+pub(crate) fn counted<N: fmt::Display + PartialEq + From<u8>>(number: N, one: &str, many: &str) -> String {
+    let what = worded(&number, one, many);
+    format!("{number} {what}")
+}
+
+/// What is counted alone, for a number that is shown in a form of its own.
+pub(crate) fn worded<'a, N: PartialEq + From<u8>>(number: &N, one: &'a str, many: &'a str) -> &'a str {
+    if *number == N::from(1) { one } else { many }
+}
+
 /// Text of a stranger's, without what would move a terminal's cursor or turn its text around.
 pub(crate) fn printable(text: &str) -> String {
     let tricky = |c: char| {
@@ -109,6 +121,12 @@ mod tests {
             table(["topic", "lag"], [false, true], &rows),
             "topic       lag\na             7\nlong name  1000\n"
         );
+    }
+
+    #[test]
+    fn one_of_them_is_told_in_the_singular() {
+        let told = [0, 1, 2].map(|number| counted(number, "letter", "letters"));
+        assert_eq!(told, ["0 letters", "1 letter", "2 letters"]);
     }
 
     #[test]

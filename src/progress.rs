@@ -9,13 +9,13 @@ const TICK: Duration = Duration::from_millis(250);
 /// Between two lines where they cannot be rewritten.
 const PIPED: Duration = Duration::from_secs(5);
 
-/// Does the work and shows how much of it is done.
-pub(crate) async fn during<T>(
+/// Does the work and shows how much of it is done; where it fails or is stopped, how far it came.
+pub(crate) async fn during<T, E>(
     what: &str,
     total: u64,
     done: impl Fn() -> u64,
-    work: impl Future<Output = T>,
-) -> T {
+    work: impl Future<Output = Result<T, E>>,
+) -> Result<T, E> {
     let mut work = std::pin::pin!(work);
     let mut ticks = tokio::time::interval(TICK);
     let (began, terminal) = (Instant::now(), std::io::stderr().is_terminal());
@@ -23,9 +23,11 @@ pub(crate) async fn during<T>(
     loop {
         tokio::select! {
             result = &mut work => {
-                let took = began.elapsed().as_secs_f64();
-                let count = if total == 0 { "done".to_owned() } else { grouped(total as f64) };
-                say(terminal, &format!("  {what}: {count} in {took:.1} s"), true);
+                let line = match result {
+                    Ok(_) => last_line(what, total, began.elapsed()),
+                    Err(_) => broken_off(what, total, done(), began.elapsed()),
+                };
+                say(terminal, &line, true);
                 return result;
             }
             _ = ticks.tick() => {
@@ -53,6 +55,28 @@ fn line(what: &str, total: u64, done: u64, elapsed: Duration) -> String {
         grouped(done as f64),
         grouped(rate)
     )
+}
+
+fn last_line(what: &str, total: u64, elapsed: Duration) -> String {
+    let took = elapsed.as_secs_f64();
+    let count = if total == 0 {
+        "done".to_owned()
+    } else {
+        grouped(total as f64)
+    };
+    format!("  {what}: {count} in {took:.1} s")
+}
+
+fn broken_off(what: &str, total: u64, done: u64, elapsed: Duration) -> String {
+    let took = elapsed.as_secs_f64();
+    match total {
+        0 => format!("  {what}: broken off after {took:.1} s"),
+        total => format!(
+            "  {what}: broken off at {} of {} after {took:.1} s",
+            grouped(done.min(total) as f64),
+            grouped(total as f64)
+        ),
+    }
 }
 
 fn say(terminal: bool, line: &str, last: bool) {
@@ -97,5 +121,19 @@ mod tests {
             line("posting", 1000, 0, Duration::from_secs(2)),
             "  posting: 1,000, 2 s so far"
         );
+    }
+
+    #[test]
+    fn what_is_broken_off_says_how_far_it_came() {
+        let took = Duration::from_millis(3_140);
+        assert_eq!(
+            broken_off("folding", 12_000, 2_500, took),
+            "  folding: broken off at 2,500 of 12,000 after 3.1 s"
+        );
+        assert_eq!(
+            broken_off("indexing", 0, 0, took),
+            "  indexing: broken off after 3.1 s"
+        );
+        assert_eq!(last_line("folding", 12_000, took), "  folding: 12,000 in 3.1 s");
     }
 }

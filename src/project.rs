@@ -13,6 +13,7 @@ use crate::preflight::preflight;
 use crate::serve::INSTANCE;
 use crate::settings::{DatabaseSettings, DomainSettings, KafkaSettings, SealSettings, ShutdownSettings};
 use crate::shutdown::until_signal;
+use crate::version::VERSION;
 use crate::{database, domains};
 
 /// Runs projectors: from the log into Postgres
@@ -75,6 +76,7 @@ pub(crate) async fn run(
     tracing::info!(
         group = config.group,
         instance = config.instance,
+        version = VERSION,
         "projectors start"
     );
     let (brokers, prefix) = (config.brokers.clone(), config.topic_prefix.clone());

@@ -239,6 +239,12 @@ pub(crate) struct NoticeSettings {
     pub(crate) shutdown_notice: Duration,
 }
 
+/// What the command line asks for cannot be, which shows only when it is looked at closely. Ends the process with the exit code of
+/// a wrong command line.
+#[derive(Debug, thiserror::Error)]
+#[error("{0}")]
+pub(crate) struct Wrong(pub(crate) String);
+
 /// A text that is shown nowhere: neither in logs nor in errors.
 #[derive(Clone)]
 pub(crate) struct Secret(String);
@@ -370,20 +376,14 @@ pub(crate) fn parse<C: Parser>(args: impl IntoIterator<Item = OsString>) -> Resu
             return Err(ExitCode::from(EXIT_USAGE));
         }
     };
-    let secrets = secrets(&command);
+    let (secrets, flags) = (secrets(&command), flags(&command));
     let parsed = command
         .try_get_matches_from_mut(args)
         .and_then(|mut matches| C::from_arg_matches_mut(&mut matches));
     parsed.map_err(|error| {
-        let error = without_secret(error, &secrets);
+        let error = with_tip(without_secret(error, &secrets), &flags);
         // To a closed pipe there is nothing to say.
         let _ = error.print();
-        if error.kind() == ErrorKind::MissingRequiredArgument {
-            eprintln!(
-                "\nA setting is a flag (--kafka-brokers), an environment variable (TIDELOG_KAFKA_BROKERS) or a line in \
-                 tidelog.toml (kafka_brokers = \"…\"). For those of a running `tidelog dev`: set -a; . .tidelog/env; set +a"
-            );
-        }
         ExitCode::from(u8::try_from(error.exit_code()).unwrap_or(EXIT_USAGE))
     })
 }
@@ -397,6 +397,26 @@ fn without_secret(mut error: clap::Error, secrets: &[String]) -> clap::Error {
         }
     }
     error
+}
+
+/// Where a setting is missing, how it may be given: under what is missing, where clap has its own tips.
+fn with_tip(mut error: clap::Error, flags: &[String]) -> clap::Error {
+    const TIP: &str = "a setting is a flag (--kafka-brokers), an environment variable (TIDELOG_KAFKA_BROKERS) or a line in \
+                       tidelog.toml (kafka_brokers = \"…\"). For those of a running `tidelog dev`: set -a; . .tidelog/env; set +a";
+    let missing = match (error.kind(), error.get(ContextKind::InvalidArg)) {
+        (ErrorKind::MissingRequiredArgument, Some(ContextValue::Strings(missing))) => missing.as_slice(),
+        _ => &[],
+    };
+    let flag = |shown: &String| shown.split_whitespace().next().unwrap_or_default().to_owned();
+    if missing.iter().any(|shown| flags.contains(&flag(shown))) {
+        error.insert(ContextKind::Suggested, ContextValue::StyledStrs(vec![TIP.into()]));
+    }
+    error
+}
+
+fn flags(command: &Command) -> Vec<String> {
+    let flag = |arg: &Arg| format!("--{}", arg.get_long().unwrap_or_default());
+    settings(command).iter().map(flag).collect()
 }
 
 fn secrets(command: &Command) -> Vec<String> {

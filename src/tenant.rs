@@ -1,6 +1,6 @@
 //! `tidelog tenant`: what tenants have set for themselves, shown and changed by whoever runs the service. Works on the
-//! settings topic alone, so neither a gateway nor Postgres has to be there. What settings mean is
-//! `tidelog_events::settings`; that they are checked, appended and read back is `tidelog_ingest::settings`.
+//! settings topic, so no gateway has to be there; Postgres only where something is changed, for the audit. What settings
+//! mean is `tidelog_events::settings`; that they are checked, appended and read back is `tidelog_ingest::settings`.
 
 use std::io::Read;
 use std::path::PathBuf;
@@ -18,24 +18,34 @@ use tidelog_ingest::settings::{Change, Changer, FollowConfig, SettingsError, fol
 use tidelog_ingest::{Producer, ProducerConfig};
 use tokio::sync::watch;
 
+use crate::audit::Audit;
 use crate::domains;
-use crate::output::{OutputArgs, table};
-use crate::settings::{DomainSettings, KafkaSettings};
+use crate::guard_rails::{ConfirmArgs, Danger, OperatorArgs};
+use crate::look::time;
+use crate::migrate::connected;
+use crate::output::{OutputArgs, printable, table};
+use crate::settings::{DatabaseSettings, DomainSettings, KafkaSettings, Wrong};
 
 /// How long Kafka may take to show all settings.
 const PATIENCE: Duration = Duration::from_secs(15);
+/// Who tenants see as having changed their settings, where it is not said.
+const UNNAMED: &str = "operator";
 
 /// Shows and changes what tenants have set: conflict policies, device priority, limits
 #[derive(Args, Clone, Debug)]
 #[command(
     long_about = "Shows and changes what tenants have set for themselves: conflict policies, auto-resolution, device \
                   priority, limits. Settings are kept in the log; every gateway knows a change within moments, and what \
-                  it appended before stays as it was stamped.",
+                  it appended before stays as it was stamped. Whoever changes them is noted in `tidelog audit`, which is in \
+                  Postgres, with what was set before.",
     after_help = "Examples:\n  tidelog tenant show --tenant acme\n  \
                   tidelog tenant set --tenant acme --domain helpdesk --policy merge\n  \
                   tidelog tenant set --tenant acme --device-priority true --priority phone=120\n  \
-                  tidelog tenant set --tenant acme --file settings.json\n\nExit codes:\n  \
-                  0  shown or changed\n  1  failed, for example because Kafka is away\n  2  wrong command line or setting"
+                  tidelog tenant set --tenant acme --file settings.json --dry-run\n  \
+                  tidelog tenant reset --tenant acme --yes\n\nExit codes:\n  \
+                  0  shown or changed, or nothing was set to take back\n  \
+                  1  failed, for example because Kafka or, for a change, Postgres is away\n  \
+                  2  wrong command line or setting, or a reset was not confirmed"
 )]
 pub(crate) struct TenantArgs {
     #[command(subcommand)]
@@ -50,8 +60,8 @@ enum Action {
     List(ListArgs),
     /// Changes a tenant's settings
     Set(Box<SetArgs>),
-    /// Takes back everything that a tenant has set
-    Reset(ResetArgs),
+    /// Takes back everything that a tenant has set: on a terminal it asks, elsewhere --yes goes on
+    Reset(Box<ResetArgs>),
 }
 
 #[derive(Args, Clone, Debug)]
@@ -85,16 +95,20 @@ struct ResetArgs {
     #[arg(long, value_parser = |text: &str| TenantId::parse(text))]
     tenant: TenantId,
     #[command(flatten)]
-    by: By,
+    confirm: ConfirmArgs,
     #[command(flatten)]
-    place: Place,
+    desk: Changing,
 }
 
+/// What a change is made with.
 #[derive(Args, Clone, Debug)]
-struct By {
-    /// Who is noted as having changed it
-    #[arg(long = "as", value_name = "USER", default_value = "operator", value_parser = |text: &str| UserId::parse(text))]
-    by: UserId,
+struct Changing {
+    #[command(flatten)]
+    operator: OperatorArgs,
+    #[command(flatten)]
+    database: DatabaseSettings,
+    #[command(flatten)]
+    place: Place,
 }
 
 #[derive(Args, Clone, Debug)]
@@ -124,9 +138,7 @@ struct SetArgs {
     #[arg(long, value_name = "FILE", conflicts_with_all = ["domain", "device_priority", "priority", "limit"])]
     file: Option<PathBuf>,
     #[command(flatten)]
-    by: By,
-    #[command(flatten)]
-    place: Place,
+    desk: Changing,
 }
 
 fn policy(text: &str) -> Result<Policy, &'static str> {
@@ -144,6 +156,9 @@ fn pair(text: &str) -> Result<(String, u64), &'static str> {
 #[derive(Serialize)]
 struct Shown {
     tenant: TenantId,
+    /// These would be the settings; nothing was changed.
+    #[serde(skip_serializing_if = "std::ops::Not::not")]
+    dry_run: bool,
     revision: i64,
     updated_at: Option<chrono::DateTime<chrono::Utc>>,
     updated_by: Option<String>,
@@ -158,6 +173,7 @@ impl Shown {
             .unwrap_or_default();
         Shown {
             tenant: tenant.clone(),
+            dry_run: false,
             revision: in_force.map_or(0, |current| current.revision),
             updated_at: in_force.map(|current| current.updated_at),
             updated_by: in_force.map(|current| current.updated_by.clone()),
@@ -168,7 +184,13 @@ impl Shown {
 
     fn text(&self) -> String {
         let mut text = match (&self.updated_by, self.updated_at) {
-            (Some(by), Some(at)) => format!("{}, set by {by} at {}\n\n", self.tenant, at.to_rfc3339()),
+            _ if self.dry_run => format!(
+                "{} would have these settings; nothing was changed\n\n",
+                self.tenant
+            ),
+            (Some(by), Some(at)) => {
+                format!("{}, set by {} at {}\n\n", self.tenant, printable(by), time(at))
+            }
             _ => format!("{} has set nothing\n\n", self.tenant),
         };
         let rows: Vec<[String; 4]> = self
@@ -236,10 +258,15 @@ pub(crate) async fn run(args: TenantArgs) -> Result<()> {
         }
         Action::Set(args) => {
             let (json, merge) = wanted(&args)?;
-            change(args.tenant, args.by.by, &args.place, json, merge).await
+            changed("tenant set", &args.desk, args.tenant, (json, merge), None).await
         }
-        Action::Reset(ResetArgs { tenant, by, place }) => {
-            change(tenant, by.by, &place, json!({}), false).await
+        Action::Reset(args) => {
+            let ResetArgs {
+                tenant,
+                confirm,
+                desk,
+            } = *args;
+            changed("tenant reset", &desk, tenant, (json!({}), false), Some(confirm)).await
         }
     }
 }
@@ -250,8 +277,8 @@ fn list(shown: &[Shown]) -> String {
         .map(|shown| {
             [
                 shown.tenant.as_str().to_owned(),
-                shown.updated_by.clone().unwrap_or_default(),
-                shown.updated_at.map(|at| at.to_rfc3339()).unwrap_or_default(),
+                printable(shown.updated_by.as_deref().unwrap_or_default()),
+                shown.updated_at.map(time).unwrap_or_default(),
             ]
         })
         .collect();
@@ -270,7 +297,8 @@ fn wanted(args: &SetArgs) -> Result<(Value, bool)> {
             text =
                 std::fs::read_to_string(file).with_context(|| format!("cannot read {}", file.display()))?;
         }
-        let json = serde_json::from_str(&text).with_context(|| format!("{} is not JSON", file.display()))?;
+        let json = serde_json::from_str(&text)
+            .map_err(|error| Wrong(format!("{} is not JSON: {error}", file.display())))?;
         return Ok((json, false));
     }
     let mut patch = json!({});
@@ -292,39 +320,96 @@ fn wanted(args: &SetArgs) -> Result<(Value, bool)> {
         patch["limits"][name] = (*limit).into();
     }
     if patch == json!({}) {
-        bail!(
-            "nothing to set: give --domain with --policy or --auto-resolve, --device-priority, --priority, --limit or --file"
-        );
+        const NOTHING: &str = "nothing to set: give --domain with --policy or --auto-resolve, --device-priority, --priority, --limit or --file";
+        return Err(Wrong(NOTHING.to_owned()).into());
     }
     Ok((patch, true))
 }
 
-async fn change(tenant: TenantId, by: UserId, place: &Place, json: Value, merge: bool) -> Result<()> {
-    let desk = Desk::open(place)?;
-    // Says what is wrong with Kafka before anything is handed over.
-    desk.all().await?;
-    let producer = Producer::new(ProducerConfig::new(&place.kafka.kafka_brokers))?;
-    let changer = Changer::new(
-        desk.registry.clone(),
-        Arc::new(producer),
-        desk.settings.clone(),
-        &place.kafka.topic_prefix,
-    );
+/// Makes a change and notes it; a reset is one that is asked about.
+async fn changed(
+    command: &str,
+    changing: &Changing,
+    tenant: TenantId,
+    (json, merge): (Value, bool),
+    reset: Option<ConfirmArgs>,
+) -> Result<()> {
+    let desk = Desk::open(&changing.place)?;
+    // Says what is wrong with Kafka or Postgres before anything is handed over.
+    let all = desk.all().await?;
+    connected(&changing.database, &desk.registry, "tenant", &[]).await?;
+    let before = all.of(&tenant).cloned();
+    let mut arguments = json!({"tenant": tenant});
+    if reset.is_none() {
+        arguments[if merge { "patch" } else { "settings" }] = json.clone();
+    }
+    let audit = Audit::begin(&changing.database, &changing.operator, command, &arguments).await?;
     let change = Change {
         tenant: tenant.clone(),
-        by,
+        by: match changing.operator.said() {
+            Some(by) => by.clone(),
+            // What a tenant reads of it need not name a user of this system.
+            None => UserId::parse(UNNAMED)?,
+        },
         json,
         merge,
         from: None,
     };
-    match changer.change(change).await {
-        Ok(in_force) => desk.print(&tenant, Some(&in_force)),
-        Err(SettingsError::Wrong(defects)) => {
-            let lines: Vec<String> = defects.iter().map(|defect| format!("  {defect}")).collect();
-            bail!("these settings cannot be:\n{}", lines.join("\n"))
+    let ended = change_at(&desk, changing, change, before.as_deref(), reset).await;
+    let set = before.map_or_else(|| json!({}), |before| before.settings.to_json());
+    audit.end(&ended, json!({"before": set})).await;
+    desk.output.output.print(&ended?, Shown::text)
+}
+
+async fn change_at(
+    desk: &Desk,
+    changing: &Changing,
+    change: Change,
+    before: Option<&InForce>,
+    reset: Option<ConfirmArgs>,
+) -> Result<Shown> {
+    let tenant = change.tenant.clone();
+    let shown = |in_force: Option<&InForce>| Shown::of(&tenant, in_force, &desk.registry);
+    if let Some(confirm) = reset {
+        if before.is_none_or(|before| before.settings == TenantSettings::default()) {
+            return Ok(shown(before));
         }
-        Err(error) => Err(error).context("the settings were not changed"),
+        if !changing.operator.dry_run {
+            confirm.confirm(&Danger {
+                what: &format!("Taking back everything that {tenant} has set"),
+                name: tenant.as_str(),
+                named: true,
+                flags: "--yes",
+            })?;
+        }
     }
+    let kafka = &changing.place.kafka;
+    let producer = Producer::new(ProducerConfig::new(&kafka.kafka_brokers))?;
+    let changer = Changer::new(
+        desk.registry.clone(),
+        Arc::new(producer),
+        desk.settings.clone(),
+        &kafka.topic_prefix,
+    );
+    let done = match changing.operator.dry_run {
+        true => changer.trial(change).await.map(|settings| Shown {
+            dry_run: true,
+            effective: settings.effective(&desk.registry),
+            settings,
+            ..shown(before)
+        }),
+        false => changer
+            .change(change)
+            .await
+            .map(|in_force| shown(Some(&in_force))),
+    };
+    done.map_err(|error| match error {
+        SettingsError::Wrong(defects) => {
+            let lines: Vec<String> = defects.iter().map(|defect| format!("  {defect}")).collect();
+            Wrong(format!("these settings cannot be:\n{}", lines.join("\n"))).into()
+        }
+        error => anyhow::Error::new(error).context("the settings were not changed"),
+    })
 }
 
 /// All settings, followed while the command runs.

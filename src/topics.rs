@@ -15,6 +15,7 @@ use rdkafka::client::DefaultClientContext;
 use rdkafka::types::RDKafkaErrorCode;
 use serde::Serialize;
 use tidelog_events::domain::Registry;
+use tidelog_events::position::TopicPartition;
 use tidelog_events::seal::KEYS_TOPIC;
 use tidelog_events::settings::{Partitions, SETTINGS_TOPIC};
 use tidelog_events::{DEAD_LETTER_TOPIC, topic_name};
@@ -23,7 +24,7 @@ use tidelog_ingest::{Producer, ProducerConfig};
 
 use crate::domains;
 use crate::kafka::{Cluster, Metadata, client_config};
-use crate::output::OutputArgs;
+use crate::output::{OutputArgs, counted};
 use crate::settings::{DomainSettings, KafkaSettings, TopicSettings};
 
 /// How long the controller may take.
@@ -275,7 +276,8 @@ fn copies(settings: &TopicSettings, brokers: usize) -> Result<i32> {
     let copies = settings.replication_factor.unwrap_or(brokers.min(3));
     if copies > brokers {
         bail!(
-            "replication_factor is {copies}, but the cluster has {brokers} brokers: lower it or add brokers"
+            "replication_factor is {copies}, but the cluster has {}: lower it or add brokers",
+            counted(brokers, "broker", "brokers")
         );
     }
     Ok(copies)
@@ -324,7 +326,8 @@ async fn make(admin: &AdminClient<DefaultClientContext>, topics: &[Wanted], copi
     Ok(())
 }
 
-/// A topic that was just made is not known to every broker at once.
+/// A topic that was just made is not known to every broker at once, and one that is to lead a partition may not know it yet
+/// although others name it: so each is asked for its end besides, as whoever comes next will.
 async fn wait_until_led(cluster: &Cluster, topics: &[Wanted]) -> Result<()> {
     if topics.is_empty() {
         return Ok(());
@@ -339,13 +342,31 @@ async fn wait_until_led(cluster: &Cluster, topics: &[Wanted]) -> Result<()> {
             })
         };
         match topics.iter().find(|topic| !usable(topic)) {
-            None => return Ok(()),
+            None => break,
             Some(topic) if Instant::now() > deadline => bail!(
                 "the topic {} was made, but not all of its partitions have a leader after {} s: are all brokers up?",
                 topic.name,
                 TIMEOUT.as_secs()
             ),
             Some(_) => tokio::time::sleep(Duration::from_millis(50)).await,
+        }
+    }
+    let partitions = topics.iter().flat_map(|topic| {
+        (0..topic.partitions).map(|partition| TopicPartition {
+            topic: topic.name.clone(),
+            partition,
+        })
+    });
+    let partitions: Vec<TopicPartition> = partitions.collect();
+    loop {
+        let Err(error) = cluster.end_offsets(partitions.clone()).await else {
+            return Ok(());
+        };
+        if Instant::now() > deadline {
+            return Err(error.context(format!(
+                "the topics were made, but not all of their partitions can be read after {} s",
+                TIMEOUT.as_secs()
+            )));
         }
     }
 }
@@ -437,7 +458,7 @@ mod tests {
         }
         assert_eq!(copies(&settings(Some(1)), 3).expect("a number of copies"), 1);
         let error = copies(&settings(Some(3)), 1).expect_err("too many").to_string();
-        assert!(error.contains("the cluster has 1 brokers"), "{error}");
+        assert!(error.contains("the cluster has 1 broker:"), "{error}");
     }
 
     #[test]

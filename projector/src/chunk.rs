@@ -18,7 +18,7 @@ use uuid::Uuid;
 #[derive(Debug, Default)]
 pub struct World {
     /// By key; a record that never existed has no state.
-    pub records: HashMap<RecordKey, Record>,
+    pub records: HashMap<RecordKey, Record, foldhash::fast::RandomState>,
     /// From a parent to its children's keys.
     pub children: HashMap<RecordKey, BTreeSet<RecordKey>>,
 }

@@ -12,11 +12,14 @@ use rdkafka::{Offset, TopicPartitionList};
 use std::collections::BTreeMap;
 use std::ops::Range;
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 use tokio::sync::mpsc;
 
 /// How long the cluster may take to say where its log begins and ends.
 const PATIENCE: Duration = Duration::from_secs(10);
+/// How long a partition may be without a leader before that is told, and how often it is looked.
+const SETTLING: Duration = Duration::from_secs(5);
+const AGAIN: Duration = Duration::from_millis(100);
 /// Most records of a parcel, and about how many bytes of values.
 const PARCEL_RECORDS: usize = 1000;
 const PARCEL_BYTES: usize = 1 << 20;
@@ -106,8 +109,12 @@ impl Log {
         let log = self.clone();
         self.ask(move |consumer| {
             let mut asked = TopicPartitionList::new();
-            for (partition, time) in times {
-                asked.add_partition_offset(&log.topic, partition, Offset::Offset(time.timestamp_millis()))?;
+            for (partition, time) in &times {
+                asked.add_partition_offset(
+                    &log.topic,
+                    *partition,
+                    Offset::Offset(time.timestamp_millis()),
+                )?;
             }
             let mut found = BTreeMap::new();
             for element in consumer.offsets_for_times(asked, PATIENCE)?.elements() {
@@ -167,10 +174,21 @@ impl Log {
 
     async fn ask<T: Send + 'static>(
         &self,
-        question: impl FnOnce(&Client) -> Result<T, KafkaError> + Send + 'static,
+        question: impl Fn(&Client) -> Result<T, KafkaError> + Send + 'static,
     ) -> Result<T, ProjectorError> {
         let consumer = self.consumer()?;
-        let answered = tokio::task::spawn_blocking(move || question(&consumer)).await;
+        let answered = tokio::task::spawn_blocking(move || {
+            let until = Instant::now() + SETTLING;
+            loop {
+                match question(&consumer) {
+                    Err(error) if is_between_leaders(&error) && Instant::now() < until => {
+                        std::thread::sleep(AGAIN);
+                    }
+                    answer => return answer,
+                }
+            }
+        })
+        .await;
         Ok(answered.map_err(|error| ProjectorError::Consumer(error.to_string()))??)
     }
 
@@ -195,6 +213,13 @@ impl Log {
             .set_log_level(RDKafkaLogLevel::Error);
         Ok(config.create_with_context(Quiet)?)
     }
+}
+
+/// A partition changes its leader, or has been made a moment ago: it passes.
+fn is_between_leaders(error: &KafkaError) -> bool {
+    use RDKafkaErrorCode::{LeaderNotAvailable, NotLeaderForPartition};
+    let code = error.rdkafka_error_code();
+    code.is_some_and(|code| matches!(code, LeaderNotAvailable | NotLeaderForPartition))
 }
 
 fn partitions(consumer: &Client, topic: &str) -> Result<Vec<i32>, KafkaError> {

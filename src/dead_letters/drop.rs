@@ -15,7 +15,7 @@ use super::letter::{LetterPlace, STANDING, standing};
 use crate::audit::Audit;
 use crate::database::plain;
 use crate::guard_rails::{ConfirmArgs, Danger, OperatorArgs};
-use crate::output::printable;
+use crate::output::{counted, printable};
 
 /// The exit code where some were refused.
 pub(super) const EXIT_REFUSED: u8 = 3;
@@ -134,7 +134,7 @@ async fn drop_all(
 
 fn confirm(args: &DropArgs, places: &[LetterPlace]) -> Result<()> {
     let (chosen, filters) = (&args.chosen, &args.chosen.filters);
-    let letters = format!("{} letters", places.len());
+    let letters = counted(places.len() as u64, "letter", "letters");
     let name = match (&chosen.places[..], &filters.topic, &filters.domain) {
         ([place], _, _) => place.to_string(),
         ([], Some(name), _) | ([], _, Some(name)) => name.clone(),
@@ -180,7 +180,7 @@ async fn drop_one(
         .await
         .map_err(plain)?;
     Ok(Some(match found {
-        Some(row) => format!("it was {} already", standing(&row, 0).told()),
+        Some(row) => format!("it was already {}", standing(&row, 0).told()),
         None => "there is no such letter".to_owned(),
     }))
 }

@@ -2,7 +2,7 @@
 //! in memory at a time.
 
 use std::fs::File;
-use std::io::{BufWriter, Write};
+use std::io::{BufWriter, ErrorKind, Write};
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result, bail};
@@ -18,6 +18,7 @@ use super::choice::{Filters, Status, place};
 use super::letter::{Letter, LetterPlace, time_text};
 use crate::audit::Audit;
 use crate::guard_rails::OperatorArgs;
+use crate::output::counted;
 
 /// How many places are asked for at once.
 const PAGE: i64 = 1000;
@@ -72,7 +73,7 @@ pub(super) async fn run(args: ExportArgs) -> Result<()> {
         true => "would be written",
         false => "written",
     };
-    eprintln!("{written} letters {verb}");
+    eprintln!("{} {verb}", counted(written, "letter", "letters"));
     if more {
         eprintln!("warning: there are more than {}: see --limit", args.limit);
     }
@@ -165,9 +166,14 @@ enum Sink {
 
 impl Sink {
     fn made(path: &Path) -> Result<Sink> {
-        let file = File::options().write(true).create_new(true).open(path);
-        let file = file.with_context(|| format!("cannot make the file {}", path.display()))?;
-        Ok(Sink::File(BufWriter::new(file), path.to_owned()))
+        match File::options().write(true).create_new(true).open(path) {
+            Ok(file) => Ok(Sink::File(BufWriter::new(file), path.to_owned())),
+            Err(error) if error.kind() == ErrorKind::AlreadyExists => bail!(
+                "the file {} is there already, and is not written over: give another one with --to, or move it away",
+                path.display()
+            ),
+            Err(error) => Err(error).with_context(|| format!("cannot make the file {}", path.display())),
+        }
     }
 
     /// Answers whether somebody still takes more: a reader that has gone (`| head`) is no error.
@@ -179,7 +185,7 @@ impl Sink {
                 Ok(true)
             }
             Sink::Stdout(out) => match writeln!(out, "{line}") {
-                Err(error) if error.kind() == std::io::ErrorKind::BrokenPipe => Ok(false),
+                Err(error) if error.kind() == ErrorKind::BrokenPipe => Ok(false),
                 written => written.map(|()| true).context("cannot write to stdout"),
             },
         }

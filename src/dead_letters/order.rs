@@ -30,7 +30,7 @@ impl Rules<'_> {
         gone: &[LetterPlace],
     ) -> Result<Option<String>> {
         if !letter.standing.is_open() {
-            return Ok(Some(format!("it was {} already", letter.standing.told())));
+            return Ok(Some(format!("it was already {}", letter.standing.told())));
         }
         let arrived = match letter.read(self.registry, self.prefix) {
             Ok(arrived) => arrived,

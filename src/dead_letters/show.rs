@@ -17,7 +17,7 @@ use tidelog_projector::event::Arrived;
 use super::Bench;
 use super::letter::{Header, Letter, LetterPlace, Standing, time_text};
 use crate::database;
-use crate::output::printable;
+use crate::output::{counted, printable};
 
 /// Most bytes of a value that are shown to people.
 const SHOWN_BYTES: usize = 4096;
@@ -146,7 +146,7 @@ fn text(shown: &Shown) -> String {
     for (name, value) in &shown.headers {
         line("header", &format!("{name}: {}", value.as_deref().unwrap_or("-")));
     }
-    line("value", &format!("{} bytes", shown.bytes));
+    line("value", &counted(shown.bytes, "byte", "bytes"));
     text.push_str(&value_text(shown));
     text
 }

@@ -5,6 +5,8 @@ use std::collections::BTreeMap;
 use serde::Serialize;
 use tidelog_events::ids::{TenantId, UserId};
 
+use crate::output::counted;
+
 /// What was done, or would be.
 #[derive(Debug, Serialize)]
 pub(super) struct Erased {
@@ -25,17 +27,25 @@ pub(super) struct Erased {
 pub(super) fn text(erased: &Erased) -> String {
     let Erased { tenant, user, .. } = erased;
     let mut lines = Vec::new();
-    let keys = erased.keys_destroyed;
-    match (erased.dry_run, keys, erased.keys_destroyed_before) {
+    let keys = counted(erased.keys_destroyed as u64, "key", "keys");
+    match (
+        erased.dry_run,
+        erased.keys_destroyed,
+        erased.keys_destroyed_before,
+    ) {
         (_, 0, 0) => lines.push(format!(
             "No key of {user} of {tenant} is known: nothing of theirs was ever sealed."
         )),
         (_, 0, before) => lines.push(format!(
-            "{user} of {tenant} was erased before: {before} keys are destroyed."
+            "{user} of {tenant} was erased before: {}.",
+            match before {
+                1 => "1 key is destroyed".to_owned(),
+                before => format!("{before} keys are destroyed"),
+            }
         )),
-        (true, keys, _) => lines.push(format!("Would destroy {keys} keys of {user} of {tenant}.")),
-        (false, keys, _) => {
-            lines.push(format!("Destroyed {keys} keys of {user} of {tenant}."));
+        (true, ..) => lines.push(format!("Would destroy {keys} of {user} of {tenant}.")),
+        (false, ..) => {
+            lines.push(format!("Destroyed {keys} of {user} of {tenant}."));
             lines.push("Gateways may show what they opened for up to a minute; one that is started now shows \"[erased]\".".into());
             lines.push("Kafka drops its copy of the wrapped keys with the next compaction of the topic of keys, an hour or so from now.".into());
             lines.push("Write-ahead logs and backups of Postgres, and copies of the topic, hold wrapped keys until they age out; \

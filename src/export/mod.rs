@@ -33,7 +33,7 @@ use crate::audit::Audit;
 use crate::domains;
 use crate::guard_rails::OperatorArgs;
 use crate::look::outcomes;
-use crate::output::OutputArgs;
+use crate::output::{OutputArgs, counted, worded};
 use crate::progress::{during, grouped};
 use crate::settings::{self, DatabaseSettings, DomainSettings, KafkaSettings};
 use crate::shutdown::{stopped, until_signal};
@@ -124,6 +124,8 @@ struct Exported {
     files: Vec<writing::Written>,
     /// What the projection has not come to.
     behind: Vec<plan::Behind>,
+    /// Events of the topic that are left out because their day is not over.
+    of_today: u64,
 }
 
 /// Runs the command.
@@ -201,7 +203,11 @@ async fn export(
         with_pending: args.with_pending,
     };
     let settling = plan::settle(&asked, &log, &client, folder.progress());
-    let (spans, behind) = unless(&stop, settling).await?;
+    let plan::Settled {
+        spans,
+        behind,
+        of_today,
+    } = unless(&stop, settling).await?;
     let notes = vec![("domain", domain.name.clone()), ("topic", log.topic().to_owned())];
     let writing = writing::Writing::new(folder, args.format, columns, notes, trial);
     let reading = reading::Reading {
@@ -227,6 +233,7 @@ async fn export(
         events_per_second: (events as f64 / seconds.max(0.001)) as u64,
         files,
         behind,
+        of_today,
     })
 }
 
@@ -268,15 +275,14 @@ async fn written(
     let both = async {
         let fed = feeding.await;
         // Where writing failed, that is why nobody takes any more.
-        (writer.await, fed)
+        let files = writer.await.context("the writer ended before its work did")??;
+        fed?;
+        Ok(files)
     };
-    let (files, fed) = match total {
+    match total {
         0 => both.await,
         total => during(&what, total.unsigned_abs(), passed, both).await,
-    };
-    let files = files.context("the writer ended before its work did")??;
-    fed?;
-    Ok(files)
+    }
 }
 
 fn text(exported: &Exported) -> String {
@@ -287,28 +293,41 @@ fn text(exported: &Exported) -> String {
             text.push('\n');
         }
     }
-    let (events, files) = (grouped(exported.events as f64), exported.files.len());
+    let events = grouped(exported.events as f64);
+    let events = format!("{events} {}", worded(&exported.events, "event", "events"));
+    let files = exported.files.len();
+    let written = counted(files as u64, "file", "files");
     let folder = exported.folder.display();
     text.push_str(&match (exported.dry_run, files) {
         (_, 0) => format!("{}: nothing new for {folder}\n", exported.domain),
         (true, _) => format!(
-            "{}: {events} events would be written, in {files} files under {folder}\n",
+            "{}: {events} would be written, in {written} under {folder}\n",
             exported.domain
         ),
         (false, _) => format!(
-            "{}: {events} events in {files} files under {folder}, {} bytes, {:.1} s ({}/s)\n",
+            "{}: {events} in {written} under {folder}, {} bytes, {:.1} s ({}/s)\n",
             exported.domain,
             grouped(exported.bytes as f64),
             exported.seconds,
             grouped(exported.events_per_second as f64)
         ),
     });
+    if exported.of_today > 0 {
+        let (number, events) = (grouped(exported.of_today as f64), &exported.of_today);
+        text.push_str(&format!(
+            "Today is not over (UTC), so what {} has of it is left out, {number} {}: the next run after midnight writes it, and \
+             --include-today writes it now.\n",
+            exported.topic,
+            worded(events, "event", "events")
+        ));
+    }
     for behind in &exported.behind {
         text.push_str(&format!(
-            "The projection has not come to partition {} from offset {} on ({} events): once it has, start the same command again.\n",
+            "The projection has not come to partition {} from offset {} on ({} {}): once it has, start the same command again.\n",
             behind.partition,
             behind.from_offset,
-            grouped(behind.events as f64)
+            grouped(behind.events as f64),
+            worded(&behind.events, "event", "events")
         ));
     }
     text

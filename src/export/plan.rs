@@ -111,15 +111,25 @@ pub(super) struct Asked<'a> {
     pub(super) with_pending: bool,
 }
 
+/// What a run writes, and what it leaves.
+pub(super) struct Settled {
+    /// The partitions' parts.
+    pub(super) spans: Vec<Span>,
+    /// What the projection has not come to.
+    pub(super) behind: Vec<Behind>,
+    /// So many offsets are left out because their day is not over.
+    pub(super) of_today: u64,
+}
+
 /// Settles where each partition begins and ends, and what is left for another time.
 pub(super) async fn settle(
     asked: &Asked<'_>,
     log: &Log,
     client: &Client,
     before: &BTreeMap<i32, Progress>,
-) -> Result<(Vec<Span>, Vec<Behind>)> {
+) -> Result<Settled> {
     let bounds = bounds(log, asked.partitions).await?;
-    let ends = ends(asked, log, &bounds).await?;
+    let Ends { ends, with_today } = ends(asked, log, &bounds).await?;
     let starts = match asked.from {
         Place::Time(time) => log.at_time(time).await.with_context(|| cannot_tell(log))?,
         _ => BTreeMap::new(),
@@ -157,8 +167,23 @@ pub(super) async fn settle(
         };
         spans.push(span);
     }
+    let of_today = of_today(&spans, &with_today);
     let positions = waited(client, log.topic(), &spans, asked.wait).await?;
-    Ok(within(spans, &positions, log.topic(), asked.with_pending))
+    let (spans, behind) = within(spans, &positions, log.topic(), asked.with_pending);
+    Ok(Settled {
+        spans,
+        behind,
+        of_today,
+    })
+}
+
+/// How many offsets the spans would have more, did they end where they do `with_today`.
+fn of_today(spans: &[Span], with_today: &BTreeMap<i32, i64>) -> u64 {
+    let each = spans.iter().map(|span| {
+        let end = with_today.get(&span.partition).copied().unwrap_or(span.to);
+        end - span.to.max(span.from)
+    });
+    each.map(|offsets| offsets.max(0).unsigned_abs()).sum()
 }
 
 /// What of the spans is known, or is exported all the same; and what is not.
@@ -237,33 +262,39 @@ async fn bounds(log: &Log, wanted: &[i32]) -> Result<BTreeMap<i32, Range<i64>>> 
     Ok(bounds)
 }
 
-/// Where the run ends in each partition, as far as the log alone tells.
-async fn ends(
-    asked: &Asked<'_>,
-    log: &Log,
-    bounds: &BTreeMap<i32, Range<i64>>,
-) -> Result<BTreeMap<i32, i64>> {
+/// Where a run ends in each partition, as far as the log alone tells.
+struct Ends {
+    ends: BTreeMap<i32, i64>,
+    /// Where it would end if the day that is not over were not left out.
+    with_today: BTreeMap<i32, i64>,
+}
+
+async fn ends(asked: &Asked<'_>, log: &Log, bounds: &BTreeMap<i32, Range<i64>>) -> Result<Ends> {
     let mut ends: BTreeMap<i32, i64> = bounds
         .iter()
         .map(|(partition, bounds)| (*partition, bounds.end))
         .collect();
-    let mut times = Vec::new();
     match asked.to {
         Place::Edge => {}
         Place::Offset(offset) => ends.values_mut().for_each(|end| *end = offset.min(*end)),
-        Place::Time(time) => times.push(time),
+        Place::Time(time) => cut_at(time, log, &mut ends).await?,
     }
+    let with_today = ends.clone();
     if !asked.include_today {
         // The first record of this day or a later one: whatever comes after it counts to that day too.
-        times.push(Utc::now().date_naive().and_time(NaiveTime::MIN).and_utc());
+        let midnight = Utc::now().date_naive().and_time(NaiveTime::MIN).and_utc();
+        cut_at(midnight, log, &mut ends).await?;
     }
-    for time in times {
-        let found = log.at_time(time).await.with_context(|| cannot_tell(log))?;
-        for (partition, end) in &mut ends {
-            *end = found.get(partition).map_or(*end, |at| (*at).min(*end));
-        }
+    Ok(Ends { ends, with_today })
+}
+
+/// Lets the ends be no later than a time.
+async fn cut_at(time: DateTime<Utc>, log: &Log, ends: &mut BTreeMap<i32, i64>) -> Result<()> {
+    let found = log.at_time(time).await.with_context(|| cannot_tell(log))?;
+    for (partition, end) in ends {
+        *end = found.get(partition).map_or(*end, |at| (*at).min(*end));
     }
-    Ok(ends)
+    Ok(())
 }
 
 /// Whether the log still has what comes next.
@@ -340,6 +371,18 @@ mod tests {
         assert_eq!(kept(span(5, 10, None), 8, true), (Some((5, 10)), 2));
         // A run that ends earlier than the ones before has nothing to do.
         assert_eq!(kept(span(5, 3, None), 8, false), (None, 0));
+    }
+
+    #[test]
+    fn what_is_left_for_its_day_to_end_is_counted_once() {
+        let with_today = [(0, 12)].into_iter().collect();
+        let left = |span| of_today(&[span], &with_today);
+        assert_eq!(left(span(5, 10, None)), 2);
+        // A run that took today in has written some of it, and one that began today has all of it left.
+        assert_eq!(left(span(11, 10, None)), 1);
+        assert_eq!(left(span(0, 0, None)), 12);
+        assert_eq!(left(span(5, 12, None)), 0);
+        assert_eq!(left(span(14, 10, None)), 0);
     }
 
     #[test]

@@ -16,6 +16,7 @@ use super::plan::Span;
 use super::reading::{Kept, Page};
 use super::sheet::{Format, Sheet};
 use crate::look::became::Became;
+use crate::output::counted;
 
 /// A file that a run wrote.
 #[derive(Debug, Serialize)]
@@ -38,7 +39,11 @@ pub(super) struct Written {
 impl Written {
     /// In words.
     pub(super) fn text(&self) -> String {
-        format!("  {}  {} events", self.file.display(), self.events)
+        format!(
+            "  {}  {}",
+            self.file.display(),
+            counted(self.events, "event", "events")
+        )
     }
 }
 

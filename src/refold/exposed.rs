@@ -15,6 +15,7 @@ use warp::Filter;
 
 use super::verify::Verified;
 use crate::shutdown::stopped;
+use crate::version::{COMMIT, RELEASE};
 
 /// Connections of whoever collects; there are few of them.
 const CONNECTIONS: usize = 16;
@@ -36,6 +37,7 @@ impl Exposed {
         metrics::with_local_recorder(&recorder, || {
             describe();
             gauge!("tidelog_verify_up").set(1.0);
+            gauge!("tidelog_build_info", "version" => RELEASE, "commit" => COMMIT).set(1.0);
             for topic in topics {
                 counter!("tidelog_verify_events_total", "topic" => topic.clone()).absolute(0);
                 counter!("tidelog_verify_failed_runs_total", "topic" => topic.clone()).absolute(0);
@@ -173,6 +175,10 @@ fn describe() {
         "Looks that were given up, for Kafka or Postgres being away or the log being cut off"
     );
     describe_gauge!(
+        "tidelog_build_info",
+        "1, with the release and the commit that this build is of"
+    );
+    describe_gauge!(
         "tidelog_verify_up",
         "1 while looks come to their ends; 0 since one failed or waits for Kafka or Postgres"
     );
@@ -214,6 +220,8 @@ mod tests {
         ] {
             assert!(page.lines().any(|told| told == line), "{line} in\n{page}");
         }
+        let build = format!("tidelog_build_info{{version=\"{RELEASE}\",commit=\"{COMMIT}\"}} 1");
+        assert!(page.lines().any(|told| told == build), "{build} in\n{page}");
         assert!(page.contains("# HELP tidelog_verify_up 1 while"), "{page}");
         assert!(!page.contains("tidelog_verify_differences{"), "{page}");
     }

@@ -11,7 +11,7 @@ mod shown;
 pub(crate) mod verify;
 
 use std::collections::BTreeSet;
-use std::sync::Arc;
+use std::sync::{Arc, OnceLock};
 use std::time::Instant;
 
 use anyhow::{Result, bail};
@@ -191,21 +191,33 @@ async fn fold(
     let from = shadow.positions().await?;
     let events = ahead(&from, &to);
     let (passed, began) = (Passed::default(), Instant::now());
-    let folding = shadow.fold_to(&to, selection, &passed, stop);
+    // More is read than the tables hold when it is broken off.
+    let came = OnceLock::new();
+    let folding = async {
+        let ended = shadow.fold_to(&to, selection, &passed, stop).await;
+        if matches!(ended, Ok(true)) {
+            return Ok(());
+        }
+        if let Ok(at) = shadow.positions().await {
+            came.get_or_init(|| ahead(&from, &at));
+        }
+        // That it was stopped is no failure, but its work is not done either.
+        Err(ended.err())
+    };
+    let done = || came.get().copied().unwrap_or_else(|| passed.count());
     let folded = match events {
-        0 => folding.await?,
+        0 => folding.await,
         _ => {
-            during(
-                &format!("folding {}", shadow.topic()),
-                events,
-                || passed.count(),
-                folding,
-            )
-            .await?
+            let what = format!("folding {}", shadow.topic());
+            during(&what, events, done, folding).await
         }
     };
     let seconds = began.elapsed().as_secs_f64();
-    Ok(folded.then_some(Pace { events, seconds }))
+    match folded {
+        Ok(()) => Ok(Some(Pace { events, seconds })),
+        Err(None) => Ok(None),
+        Err(Some(error)) => Err(error.into()),
+    }
 }
 
 /// How many events lie between.

@@ -22,7 +22,7 @@ use super::{Ground, Pace, Purpose, ahead, existing, fold, names};
 use crate::audit::Audit;
 use crate::domains::named;
 use crate::guard_rails::{ConfirmArgs, Danger, OperatorArgs};
-use crate::output::OutputArgs;
+use crate::output::{OutputArgs, counted, worded};
 use crate::progress::{during, grouped};
 use crate::shutdown::until_signal;
 
@@ -50,7 +50,7 @@ const ROUNDS: usize = 50;
                   tidelog rebuild --domain helpdesk --back\n  tidelog rebuild --domain helpdesk --discard --yes\n\nExit codes:\n  \
                   0  done\n  \
                   1  failed, or stopped on the way: run it again to go on, or with --discard to give up\n  \
-                  2  wrong command line or setting\n  \
+                  2  wrong command line or setting, or --discard was not confirmed\n  \
                   3  not swapped, because rows differ; it says which"
 )]
 pub(crate) struct RebuildArgs {
@@ -215,14 +215,12 @@ async fn discard(
 ) -> Result<Rebuilt> {
     let what = match state {
         None => bail!("there is nothing to drop"),
-        Some((ShadowState::Retired, _)) => {
-            "the tables that the last swap has taken out; there is no way back then"
-        }
+        Some((ShadowState::Retired, _)) => "the tables that the last swap has taken out",
         Some(_) => "an unfinished rebuild",
     };
     if !args.operator.dry_run {
         args.confirm.confirm(&Danger {
-            what: &format!("Drops {what}"),
+            what: &format!("Dropping {what}"),
             name: &args.domain,
             named: true,
             flags: "--yes",
@@ -238,7 +236,7 @@ async fn discard(
             "discarded"
         },
         next: match args.operator.dry_run {
-            true => format!("without --dry-run it drops {what}"),
+            true => format!("without --dry-run it drops {what}; there is no way back then"),
             false => String::new(),
         },
         ..Rebuilt::default()
@@ -374,12 +372,17 @@ async fn exchange(
     let everything = Arc::new(Selection::All);
     for _ in 0..ROUNDS {
         let what = format!("exchanging rows of {}", shadow.topic());
-        let settling = shadow.settle(client, &candidates, &everything, true, stop);
+        let settling = async {
+            let settled = shadow
+                .settle(client, &candidates, &everything, true, stop)
+                .await?;
+            match settled.stopped {
+                true => Err(anyhow!(STOPPED)),
+                false => Ok(settled),
+            }
+        };
         let settled = during(&what, 0, || 0, settling).await?;
         rebuilt.exchanged += settled.mended;
-        if settled.stopped {
-            bail!(STOPPED);
-        }
         if !settled.more {
             shadow.discard(client).await?;
             rebuilt.done = "exchanged";
@@ -399,9 +402,9 @@ async fn swap(
     stop: &watch::Receiver<bool>,
     mut rebuilt: Rebuilt,
 ) -> Result<Rebuilt> {
-    let swapping = shadow.swap(client, candidates, stop);
+    let swapping = async { shadow.swap(client, candidates, stop).await?.context(STOPPED) };
     let what = format!("swapping {}", shadow.topic());
-    let swapped = during(&what, 0, || 0, swapping).await?.context(STOPPED)?;
+    let swapped = during(&what, 0, || 0, swapping).await?;
     rebuilt.done = if args.back { "swapped back" } else { "swapped" };
     rebuilt.exchanged = swapped.exchanged;
     rebuilt.stood_still_ms = Some(swapped.stood_still.as_millis() as u64);
@@ -441,13 +444,20 @@ fn text(rebuilt: &Rebuilt) -> String {
         text.push_str(&format!(", from {}", snapshot.display()));
     }
     if rebuilt.events > 0 {
-        text.push_str(&format!(", {} events", grouped(rebuilt.events as f64)));
+        text.push_str(&format!(
+            ", {} {}",
+            grouped(rebuilt.events as f64),
+            worded(&rebuilt.events, "event", "events")
+        ));
     }
     if rebuilt.events_per_second > 0 {
         text.push_str(&format!(" at {}/s", grouped(rebuilt.events_per_second as f64)));
     }
     if rebuilt.done == "exchanged" {
-        text.push_str(&format!(", {} rows put right", rebuilt.exchanged));
+        text.push_str(&format!(
+            ", {} put right",
+            counted(rebuilt.exchanged, "row", "rows")
+        ));
     }
     if let Some(ms) = rebuilt.stood_still_ms {
         text.push_str(&format!(", projection waited {ms} ms for the swap"));
@@ -456,7 +466,7 @@ fn text(rebuilt: &Rebuilt) -> String {
         ("planned" | "discarded" | "restored", _) => "\n".to_owned(),
         (_, 0) if !rebuilt.behind.is_empty() => "; the live tables stand before it\n".to_owned(),
         (_, 0) => "; no row differs\n".to_owned(),
-        (_, count) => format!("; {count} rows differ\n"),
+        (_, count) => format!("; {}\n", counted(count as u64, "row differs", "rows differ")),
     });
     text.push_str(&shown::text(&rebuilt.differences));
     for view in &rebuilt.views {

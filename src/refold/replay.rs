@@ -23,7 +23,7 @@ use crate::audit::Audit;
 use crate::domains::named;
 use crate::guard_rails::OperatorArgs;
 use crate::moment::moment;
-use crate::output::OutputArgs;
+use crate::output::{self, OutputArgs};
 use crate::progress::during;
 use crate::shutdown::until_signal;
 
@@ -303,17 +303,18 @@ fn counted(
 
 fn text(replayed: &Replayed) -> String {
     let would = if replayed.dry_run { "would be " } else { "" };
+    let rows = match replayed.dry_run {
+        true => replayed.differences.len() as u64,
+        false => replayed.rows_mended,
+    };
     format!(
-        "{}: {} events: {} {would}applied, {} in effect already, {} different; {} rows {would}put right\n{}",
+        "{}: {}: {} {would}applied, {} in effect already, {} different; {} {would}put right\n{}",
         replayed.topic,
-        replayed.events,
+        output::counted(replayed.events, "event", "events"),
         replayed.applied,
         replayed.duplicates,
         replayed.different,
-        match replayed.dry_run {
-            true => replayed.differences.len() as u64,
-            false => replayed.rows_mended,
-        },
+        output::counted(rows, "row", "rows"),
         shown::text(&replayed.differences),
     )
 }

@@ -97,8 +97,8 @@ pub(super) async fn put_back(
     }
     shadow.note_positions(client).await?;
     let what = format!("swapping {}", shadow.topic());
-    let swapping = shadow.swap(client, &[], stop);
-    let swapped = during(&what, 0, || 0, swapping).await?.context(STOPPED)?;
+    let swapping = async { shadow.swap(client, &[], stop).await?.context(STOPPED) };
+    let swapped = during(&what, 0, || 0, swapping).await?;
     rebuilt.done = "restored";
     rebuilt.exchanged = swapped.exchanged;
     rebuilt.stood_still_ms = Some(swapped.stood_still.as_millis() as u64);

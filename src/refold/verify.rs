@@ -21,7 +21,7 @@ use super::restoring::load_scratch;
 use super::shown::{self, Shown, Sum};
 use super::{Ground, Pace, Purpose, existing, fold, names};
 use crate::domains::named;
-use crate::output::OutputArgs;
+use crate::output::{OutputArgs, counted};
 use crate::progress::during;
 use crate::settings::duration;
 use crate::shutdown::until_signal;
@@ -241,12 +241,13 @@ pub(super) fn text(all: &[Verified]) -> String {
         };
         let rows: i64 = verified.checksums.iter().map(Sum::rows).sum();
         text.push_str(&format!(
-            "{}: {} events, {rows} rows{sample}: {}\n",
+            "{}: {}, {}{sample}: {}\n",
             verified.topic,
-            verified.events,
+            counted(verified.events, "event", "events"),
+            counted(rows, "row", "rows"),
             match verified.differences.len() {
                 0 => "the tables are what the log says".to_owned(),
-                count => format!("{count} rows differ"),
+                count => counted(count as u64, "row differs", "rows differ"),
             }
         ));
         text.push_str(&shown::text(&verified.differences));

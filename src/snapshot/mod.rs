@@ -28,7 +28,7 @@ use tokio::sync::{mpsc, watch};
 use crate::audit::Audit;
 use crate::domains::{self, named};
 use crate::guard_rails::OperatorArgs;
-use crate::output::OutputArgs;
+use crate::output::{OutputArgs, worded};
 use crate::progress::{during, grouped};
 use crate::refold::{Ground, Purpose, names};
 use crate::settings::{DatabaseSettings, DomainSettings, KafkaSettings};
@@ -247,11 +247,16 @@ async fn write_table(
 
 fn text(taken: &[Taken]) -> String {
     let line = |taken: &Taken| {
-        let (topic, rows) = (&taken.topic, grouped(taken.rows as f64));
+        let topic = &taken.topic;
+        let rows = format!(
+            "{} {}",
+            grouped(taken.rows as f64),
+            worded(&taken.rows, "row", "rows")
+        );
         match &taken.folder {
-            None => format!("{topic}: about {rows} rows would be written\n"),
+            None => format!("{topic}: about {rows} would be written\n"),
             Some(folder) => format!(
-                "{topic}: {rows} rows as of {} in {}, {} bytes, {:.1} s\n",
+                "{topic}: {rows} as of {} in {}, {} bytes, {:.1} s\n",
                 taken.taken_at,
                 folder.display(),
                 grouped(taken.bytes as f64),

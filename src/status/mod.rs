@@ -10,7 +10,7 @@ mod projection;
 mod screen;
 mod watch;
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
 
 use anyhow::Result;
@@ -20,7 +20,7 @@ use tidelog_events::position::TopicPartition;
 
 use crate::domains;
 use crate::hits::{self, HitsArgs};
-use crate::output::{OutputArgs, table};
+use crate::output::{OutputArgs, counted, printable, table};
 use crate::settings::{DatabaseSettings, DomainSettings, KafkaSettings};
 
 pub(crate) use looker::Looker;
@@ -30,7 +30,8 @@ pub(crate) use projection::InFlight;
 #[derive(Args, Clone, Debug)]
 #[command(
     long_about = "Shows how far the projection is behind the log: a line a topic, or a partition with --all. As JSON, \
-                  always every partition. With --watch it looks again and again: on a terminal as a live screen, on which what is wrong \
+                  always every partition. Owners that have not been heard of for 15 seconds are gone, or cannot reach Postgres: they are \
+                  not counted, but told. With --watch it looks again and again: on a terminal as a live screen, on which what is wrong \
                   stands on top and `q` or Ctrl-C ends; else a block of text, or a JSON object on a line of its own, each \
                   time. Rates are told between two looks, so only with --watch. With --idempotency it shows the devices that sent batches or items again \
                   in the last 24 hours instead, the most restless first.",
@@ -164,7 +165,7 @@ impl Partition {
             (Some(_), None) => {}
         }
         if self.dead_letters > 0 {
-            wrong.push(format!("{} dead letters", self.dead_letters));
+            wrong.push(counted(self.dead_letters, "dead letter", "dead letters"));
         }
         if self.lag > 0 && self.lag_seconds.is_none_or(|seconds| seconds >= 1.0) {
             wrong.push("behind".to_owned());
@@ -228,18 +229,61 @@ fn text(status: &Status, all: bool) -> String {
     let topics = status.partitions.chunk_by(|a, b| !all && a.topic == b.topic);
     let rows: Vec<[String; 10]> = topics.map(|partitions| row(partitions, all)).collect();
     format!(
-        "{}\n{}\n{}\n",
+        "{}\n{}\n{}\n{}",
         table(heading, right, &rows),
         totals(status),
-        keys(status)
+        keys(status),
+        unattended(status)
     )
+}
+
+/// Who does not see to partitions that are theirs, and what is nobody's: a line each.
+fn unattended(status: &Status) -> String {
+    let mut silent: BTreeMap<&str, Vec<&Partition>> = BTreeMap::new();
+    let mut nobodys: Vec<&Partition> = Vec::new();
+    for partition in &status.partitions {
+        match (&partition.owner, partition.silence()) {
+            (Some(owner), Some(_)) => silent.entry(owner).or_default().push(partition),
+            (None, _) => nobodys.push(partition),
+            (Some(_), None) => {}
+        }
+    }
+    let mut text = String::new();
+    for (owner, partitions) in silent {
+        // The latest of what was heard of it.
+        let heard = partitions
+            .iter()
+            .filter_map(|p| p.silence())
+            .fold(f64::MAX, f64::min);
+        text.push_str(&format!(
+            "The owner {} has been silent for {heard:.0} s: gone, or without Postgres; it has {}\n",
+            printable(owner),
+            which(&partitions)
+        ));
+    }
+    if !nobodys.is_empty() {
+        text.push_str(&format!("Nobody has {}\n", which(&nobodys)));
+    }
+    text
+}
+
+/// How many partitions, and of which topics.
+fn which(partitions: &[&Partition]) -> String {
+    let topics: BTreeSet<&str> = partitions.iter().map(|p| p.topic.as_str()).collect();
+    let number = counted(partitions.len() as u64, "partition", "partitions");
+    match topics.first() {
+        Some(topic) if topics.len() == 1 => format!("{number} of {topic}"),
+        _ => format!("{number} of {} topics", topics.len()),
+    }
 }
 
 /// The sums over all partitions.
 fn totals(status: &Status) -> String {
     let mut text = format!(
-        "{} records applied, lag {}, {} dead letters",
-        status.applied, status.lag, status.dead_letters
+        "{} applied, lag {}, {}",
+        counted(status.applied, "record", "records"),
+        status.lag,
+        counted(status.dead_letters, "dead letter", "dead letters")
     );
     if let Some(seconds) = status.lag_seconds.filter(|_| status.lag > 0) {
         text.push_str(&format!(", the oldest logged {seconds} s ago"));
@@ -264,15 +308,22 @@ fn keys(status: &Status) -> String {
         number => format!(", {number} broken off"),
     };
     format!(
-        "{hits} hits of keys in 24 h, {} batches in flight{oldest}{abandoned}",
-        flight.batches
+        "{} of keys in 24 h, {} in flight{oldest}{abandoned}",
+        counted(hits, "hit", "hits"),
+        counted(flight.batches, "batch", "batches")
     )
 }
 
 /// The line of one partition, or of all of a topic.
 fn row(partitions: &[Partition], all: bool) -> [String; 10] {
     let sum = |number: fn(&Partition) -> i64| partitions.iter().map(number).sum::<i64>().to_string();
-    let owners: BTreeSet<&str> = partitions.iter().filter_map(|p| p.owner.as_deref()).collect();
+    let owners = |living: bool| -> BTreeSet<&str> {
+        let owned = partitions.iter().filter(|p| p.silence().is_none() == living);
+        owned.filter_map(|p| p.owner.as_deref()).collect()
+    };
+    let (living, mut silent) = (owners(true), owners(false));
+    // One that is heard of elsewhere is there.
+    silent.retain(|owner| !living.contains(owner));
     // A topic is applied through what its last partition is applied through.
     let through = partitions
         .iter()
@@ -285,16 +336,13 @@ fn row(partitions: &[Partition], all: bool) -> [String; 10] {
         .filter_map(|p| p.lag_seconds)
         .reduce(f64::max);
     let rate = partitions.iter().filter_map(|p| p.rate).reduce(|a, b| a + b);
-    let owner = match owners.len() {
-        0 => "-".to_owned(),
-        _ if all => {
-            let owner: String = owners.into_iter().collect();
-            match partitions[0].silence() {
-                Some(silent) => format!("{owner} (silent for {silent:.0} s)"),
-                None => owner,
-            }
-        }
-        number => number.to_string(),
+    let owner = match (&partitions[0].owner, partitions[0].silence()) {
+        (None, _) if all => "-".to_owned(),
+        (Some(owner), Some(silent)) if all => format!("{owner} (silent for {silent:.0} s)"),
+        (Some(owner), None) if all => owner.clone(),
+        _ if living.is_empty() && silent.is_empty() => "-".to_owned(),
+        _ if silent.is_empty() => living.len().to_string(),
+        _ => format!("{} ({} silent)", living.len(), silent.len()),
     };
     let number = if all {
         partitions[0].partition
@@ -345,9 +393,8 @@ mod tests {
         }
     }
 
-    #[test]
-    fn a_topic_is_one_line_unless_all_are_asked_for() {
-        let status = Status {
+    fn status(partitions: Vec<Partition>) -> Status {
+        Status {
             looked_at: "2026-01-02T00:00:00.000Z".into(),
             lag: 2,
             lag_seconds: Some(4.0),
@@ -358,12 +405,46 @@ mod tests {
             in_flight: None,
             away: vec![],
             missing_topics: vec![],
-            partitions: vec![
-                partition("a", 0, 5, 7, Some("2026-01-02T00:00:00.000Z")),
-                partition("a", 1, 3, 3, Some("2026-01-01T00:00:00.000Z")),
-                partition("b", 0, 4, 4, None),
-            ],
-        };
+            partitions,
+        }
+    }
+
+    #[test]
+    fn an_owner_that_is_gone_is_told_and_not_counted() {
+        let mut gone = [1, 2].map(|number| partition("a", number, 3, 3, None));
+        for partition in &mut gone {
+            partition.owner = Some("host-2".into());
+            partition.owner_seen_seconds = Some(24.3);
+        }
+        let mut dead = partition("b", 0, 3, 3, None);
+        dead.owner = Some("host-2".into());
+        dead.owner_seen_seconds = Some(25.0);
+        let mut nobodys = partition("c", 0, 3, 3, None);
+        (nobodys.owner, nobodys.owner_seen_seconds) = (None, None);
+        let [first, second] = gone;
+        let all = vec![partition("a", 0, 3, 3, None), first, second, dead, nobodys];
+        let text = text(&status(all), false);
+        let lines: Vec<&str> = text.lines().collect();
+        let ends = ["1 (1 silent)", "0 (1 silent)", "-"];
+        for (line, end) in lines[1..].iter().zip(ends) {
+            assert!(line.ends_with(end), "{text}");
+        }
+        assert_eq!(
+            lines[7..],
+            [
+                "The owner host-2 has been silent for 24 s: gone, or without Postgres; it has 3 partitions of 2 topics",
+                "Nobody has 1 partition of c"
+            ]
+        );
+    }
+
+    #[test]
+    fn a_topic_is_one_line_unless_all_are_asked_for() {
+        let status = status(vec![
+            partition("a", 0, 5, 7, Some("2026-01-02T00:00:00.000Z")),
+            partition("a", 1, 3, 3, Some("2026-01-01T00:00:00.000Z")),
+            partition("b", 0, 4, 4, None),
+        ]);
         let (short, long) = (text(&status, false), text(&status, true));
         let words = |line: &str| line.split_whitespace().collect::<Vec<_>>().join(" ");
         let short: Vec<String> = short.lines().map(words).collect();

@@ -10,7 +10,7 @@ use uuid::Uuid;
 use super::Trace;
 use crate::look::became::{Became, Undecided, won};
 use crate::look::time;
-use crate::output::printable;
+use crate::output::{counted, printable};
 
 /// A batch as its gateway saw it.
 #[derive(Debug, Clone, Serialize)]
@@ -123,6 +123,9 @@ pub(super) fn text(trace: &Trace) -> String {
     if text.is_empty() {
         text.push_str("Nothing is known of it.\n");
     }
+    if let Some(index) = trace.no_such_item {
+        text.push_str(&no_item(index, trace.batches.first()));
+    }
     if trace.has_more {
         text.push_str("There is more: see --limit and --since\n");
     }
@@ -132,20 +135,39 @@ pub(super) fn text(trace: &Trace) -> String {
     text
 }
 
+/// Of a batch whose items are known by their number, an item that is not among them.
+fn no_item(index: u32, batch: Option<&Batch>) -> String {
+    match batch {
+        Some(batch) if i64::from(index) >= i64::from(batch.items) => format!(
+            "There is no item {index} in the batch {}: it has {}, numbered from 0\n",
+            batch.batch_id,
+            counted(batch.items, "item", "items")
+        ),
+        Some(batch) => format!(
+            "Nothing is known of the item {index} of the batch {}\n",
+            batch.batch_id
+        ),
+        None => String::new(),
+    }
+}
+
 fn batch_text(batch: &Batch) -> String {
     let key = match (&batch.key, batch.hits) {
         (Some(key), Some(0)) => format!(", key {key}"),
-        (Some(key), hits) => format!(", key {key} came again {} times", hits.unwrap_or_default()),
+        (Some(key), hits) => {
+            let times = counted(hits.unwrap_or_default(), "time", "times");
+            format!(", key {key} came again {times}")
+        }
         (None, _) => String::new(),
     };
     let mut text = printable(&format!(
-        "{} batch {} to {} by {} from {}: {} items, {} appended{key}",
+        "{} batch {} to {} by {} from {}: {}, {} appended{key}",
         time(batch.received_at),
         batch.batch_id,
         batch.domain,
         batch.user,
         batch.device,
-        batch.items,
+        counted(batch.items, "item", "items"),
         batch.appended_items,
     ));
     text.push('\n');

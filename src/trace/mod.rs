@@ -8,7 +8,7 @@ mod store;
 
 use std::time::Duration;
 
-use anyhow::{Context, Result, bail};
+use anyhow::{Result, bail};
 use chrono::{DateTime, Utc};
 use clap::Args;
 use serde::Serialize;
@@ -22,7 +22,7 @@ use crate::domains;
 use crate::look::outcomes;
 use crate::moment::moment;
 use crate::output::OutputArgs;
-use crate::settings::{DatabaseSettings, DomainSettings, KafkaSettings};
+use crate::settings::{DatabaseSettings, DomainSettings, KafkaSettings, Wrong};
 use crate::tail::identity;
 
 /// How far back a device is looked at, unless told otherwise: no index leads to its batches.
@@ -75,11 +75,19 @@ struct What {
     #[arg(long, value_name = "ID")]
     batch: Option<Uuid>,
     /// One record: its domain, a slash, its identity
-    #[arg(long, value_name = "DOMAIN/ID")]
-    record: Option<String>,
+    #[arg(long, value_name = "DOMAIN/ID", value_parser = record)]
+    record: Option<(String, String)>,
     /// One item: its batch's id, a slash, its index there
     #[arg(long, value_name = "BATCH/INDEX", value_parser = item)]
     item: Option<(Uuid, u32)>,
+}
+
+fn record(text: &str) -> Result<(String, String), &'static str> {
+    let parts = text.split_once('/');
+    let parts = parts.filter(|(domain, id)| !domain.is_empty() && !id.is_empty());
+    parts
+        .map(|(domain, id)| (domain.to_owned(), id.to_owned()))
+        .ok_or("give a domain, a slash and an identity, like helpdesk/7f1c9a52-3d0e-4b7a-9c55-0e6b1f7d2a41")
 }
 
 fn item(text: &str) -> Result<(Uuid, u32), &'static str> {
@@ -101,6 +109,9 @@ struct Trace {
     has_more: bool,
     /// What could not be seen.
     unseen: Vec<String>,
+    /// The index that was asked for, where there is nothing at it.
+    #[serde(skip)]
+    no_such_item: Option<u32>,
 }
 
 /// Runs the command.
@@ -124,6 +135,8 @@ pub(crate) async fn run(args: TraceArgs) -> Result<()> {
             .batches
             .iter_mut()
             .for_each(|batch| batch.refused.retain(|refused| refused.index == index));
+        let refused = trace.batches.iter().any(|batch| !batch.refused.is_empty());
+        trace.no_such_item = (trace.items.is_empty() && !refused).then_some(index);
     }
     trace.items.sort_by(|a, b| a.order().cmp(&b.order()));
     args.output.output.print(&trace, entry::text)
@@ -166,12 +179,18 @@ async fn of_batches(args: &TraceArgs, store: &Store<'_>, registry: &Registry) ->
         items,
         has_more,
         unseen,
+        no_such_item: None,
     })
 }
 
 /// Every attempt upon a record.
-async fn of_record(args: &TraceArgs, store: &Store<'_>, registry: &Registry, record: &str) -> Result<Trace> {
-    let (domain, id) = named(registry, record)?;
+async fn of_record(
+    args: &TraceArgs,
+    store: &Store<'_>,
+    registry: &Registry,
+    (domain, id): &(String, String),
+) -> Result<Trace> {
+    let (domain, id) = named(registry, domain, id)?;
     let (mut items, has_more) = store.of_record(domain, &id, args.since, args.limit).await?;
     let mut unseen = Vec::new();
     let positions = outcomes::positions(store.client()).await?;
@@ -196,6 +215,7 @@ async fn of_record(args: &TraceArgs, store: &Store<'_>, registry: &Registry, rec
         items,
         has_more,
         unseen,
+        no_such_item: None,
     })
 }
 
@@ -209,13 +229,14 @@ fn add_pending(items: &mut Vec<Item>, pending: Vec<Item>) {
 }
 
 /// A record by its domain and identity.
-fn named<'a>(registry: &'a Registry, text: &str) -> Result<(&'a Domain, String)> {
-    let (domain, id) = text
-        .split_once('/')
-        .context("--record: give a domain, a slash and an identity")?;
+fn named<'a>(registry: &'a Registry, domain: &str, id: &str) -> Result<(&'a Domain, String)> {
     let domain = domains::named(registry, domain)?;
     if domain.is_entity() && Uuid::try_parse(id).is_err() {
-        bail!("a record of {} has a UUID, which {id:?} is not", domain.name);
+        let why = format!(
+            "--record: a record of {} has a UUID, which {id:?} is not",
+            domain.name
+        );
+        return Err(Wrong(why).into());
     }
     Ok((domain, identity(id)))
 }
@@ -240,15 +261,18 @@ mod tests {
     fn a_record_is_named_by_its_domain() {
         let registry = Registry::shipped();
         let id = "7F1C9A52-3D0E-4B7A-9C55-0E6B1F7D2A41";
-        let (domain, id) = named(&registry, &format!("helpdesk/{id}")).expect("a record");
+        let (domain, id) = named(&registry, "helpdesk", id).expect("a record");
         assert_eq!(
             (domain.name.as_str(), id.as_str()),
             ("helpdesk", "7f1c9a52-3d0e-4b7a-9c55-0e6b1f7d2a41")
         );
-        let (_, id) = named(&registry, "metrics/phone-1/x/2026").expect("a record");
+        let (domain, id) = record("metrics/phone-1/x/2026").expect("a record");
+        let (_, id) = named(&registry, &domain, &id).expect("a record");
         assert_eq!(id, "phone-1/x/2026");
-        for bad in ["helpdesk", "nowhere/1", "helpdesk/1"] {
-            assert!(named(&registry, bad).is_err(), "{bad}");
+        for bad in ["", "helpdesk", "helpdesk/", "/1"] {
+            assert!(record(bad).is_err(), "{bad}");
         }
+        assert!(named(&registry, "nowhere", "1").is_err_and(|error| !error.is::<Wrong>()));
+        assert!(named(&registry, "helpdesk", "1").is_err_and(|error| error.is::<Wrong>()));
     }
 }

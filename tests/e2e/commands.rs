@@ -70,6 +70,16 @@ fn topics_are_made_once_and_never_altered() {
     assert_eq!(again["unchanged"].as_array().map(Vec::len), Some(11), "{again}");
 }
 
+#[test]
+fn topics_that_were_just_made_can_be_read() {
+    let deployment = Deployment::new("new-topics");
+    deployment.run(&["migrate"]).ok();
+    // Many, so that their leaders do not know it at once.
+    deployment.run(&["topics", "--partitions", "24"]).ok();
+    let status = deployment.run(&["status", "--output", "json"]).json();
+    assert_eq!(status["missing_topics"], json!([]), "{status}");
+}
+
 fn make_topic(deployment: &Deployment, topic: &str, partitions: i32) {
     use rdkafka::admin::{AdminClient, AdminOptions, NewTopic, TopicReplication};
     use rdkafka::client::DefaultClientContext;
@@ -260,6 +270,43 @@ async fn a_stop_finishes_the_requests_in_flight() {
     assert_eq!(ingest.terminate(), 0);
     let answer = waiting.join().expect("no panic").expect("an answer");
     assert!(answer.starts_with("HTTP/1.1 202"), "{answer}");
+}
+
+#[test]
+fn two_builds_of_one_release_differ_by_their_commits() {
+    let deployment = Deployment::new("version");
+    let told = deployment.run(&["--version"]).ok();
+    let commit = told
+        .trim()
+        .strip_prefix(concat!("tidelog ", env!("CARGO_PKG_VERSION"), " ("))
+        .and_then(|rest| rest.strip_suffix(')'));
+    assert!(
+        commit.is_some_and(|commit| commit == env!("TIDELOG_COMMIT")),
+        "{told}"
+    );
+}
+
+#[test]
+fn what_is_missing_is_told_with_where_it_goes() {
+    let bare = |args: &[&str]| {
+        let ran = std::process::Command::new(env!("CARGO_BIN_EXE_tidelog"))
+            .args(args)
+            .env_clear()
+            .current_dir(std::env::temp_dir())
+            .output()
+            .expect("tidelog can be run");
+        String::from_utf8(ran.stderr).expect("text")
+    };
+    let place = |text: &str, part: &str| text.find(part).unwrap_or_else(|| panic!("no {part}: {text}"));
+    let told = bare(&["status"]);
+    let (tip, usage) = (place(&told, "a setting is a flag"), place(&told, "Usage:"));
+    assert!(place(&told, "--kafka-brokers <") < tip && tip < usage, "{told}");
+    // A file is no setting.
+    let told = bare(&["check-domain"]);
+    assert!(
+        told.contains("<FILE>") && !told.contains("a setting is"),
+        "{told}"
+    );
 }
 
 #[test]

@@ -202,7 +202,9 @@ fn export(deployment: &Deployment, garbage: &str, all: &[String]) {
     assert_eq!(line["value_base64"], "bm90IEpTT04gBxtbMko=", "{line}");
     let again = letters(deployment, &["export", "--to", "letters.jsonl"]);
     assert!(
-        again.code == 1 && again.stderr.contains("letters.jsonl"),
+        again.code == 1
+            && again.stderr.contains("the file letters.jsonl is there already")
+            && again.stderr.contains("--to"),
         "{again:?}"
     );
     let one = letters(deployment, &["export", garbage]).ok();
@@ -268,12 +270,12 @@ async fn drop_them(deployment: &Deployment, db: &Db, garbage: &str, spell: &str)
     );
     let again = drop(&[garbage, "--yes"]);
     assert!(
-        again.code == 3 && again.stdout.contains("it was dropped by olga"),
+        again.code == 3 && again.stdout.contains("it was already dropped by olga"),
         "{again:?}"
     );
     let retried = letters(deployment, &["retry", garbage]);
     assert!(
-        retried.code == 3 && retried.stdout.contains("it was dropped by olga"),
+        retried.code == 3 && retried.stdout.contains("it was already dropped by olga"),
         "{retried:?}"
     );
     drop(&["--domain", "helpdesk", "--yes"]).ok();
@@ -506,7 +508,7 @@ async fn what_can_be_read_since_an_upgrade_is_retried_in_order_and_once() {
     let ends = half.ends();
     let again = letters(&half.new, &["retry", first, second]);
     assert!(
-        again.code == 3 && again.stdout.matches("it was retried by olga").count() == 2,
+        again.code == 3 && again.stdout.matches("it was already retried by olga").count() == 2,
         "{again:?}"
     );
     assert_eq!(half.ends(), ends, "nothing was appended");

@@ -691,7 +691,7 @@ async fn without_a_secret_nothing_is_sealed_and_an_erasure_says_so() {
     let args = ["erase", "--tenant", &tenant, "--user", "asha", "--yes"];
     let told = service.deployment.run(&args);
     assert!(
-        told.code == 1 && told.stdout.contains("Destroyed 1 keys"),
+        told.code == 1 && told.stdout.contains("Destroyed 1 key"),
         "{told:?}"
     );
     assert!(

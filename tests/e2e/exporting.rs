@@ -220,6 +220,14 @@ async fn an_event_counts_to_one_day_and_a_day_that_is_not_over_is_written_again(
         (&told["events"], &told["files"][0]["first_offset"]),
         (&json!(4), &json!(1))
     );
+    assert_eq!(told["of_today"], 2, "what is left is said: {told}");
+    let nothing = export(deployment, "activity", &into, &["--format", "jsonl"]).ok();
+    assert!(
+        nothing.contains("nothing new")
+            && nothing.contains("2 events")
+            && nothing.contains("--include-today"),
+        "{nothing}"
+    );
     assert_eq!(offsets(second), [1, 2, 3, 4]);
     assert_eq!(names(&into, "activity"), [file(first), file(second)]);
     let before = files(&into, "activity");

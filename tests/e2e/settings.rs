@@ -335,23 +335,86 @@ async fn an_operator_sets_them_from_the_command_line() {
     })
     .await;
     let list = deployment.run(&["tenant", "list"]).ok();
-    assert!(list.contains(&tenant), "{list}");
+    let line = list.lines().find(|line| line.starts_with(&tenant));
+    assert!(line.is_some_and(|line| line.ends_with('Z')), "{list}");
 
     let wrong = set(&["--domain", "nowhere", "--policy", "merge"]);
     assert!(
-        wrong.code == 1 && wrong.stderr.contains("domains.nowhere: is no domain here"),
+        wrong.code == 2 && wrong.stderr.contains("domains.nowhere: is no domain here"),
         "{wrong:?}"
     );
     assert_eq!(set(&["--policy", "merge"]).code, 2, "which domain?");
     assert_eq!(set(&["--domain", "helpdesk", "--policy", "fastest"]).code, 2);
     let none = set(&[]);
     assert!(
-        none.code == 1 && none.stderr.contains("nothing to set"),
+        none.code == 2 && none.stderr.contains("nothing to set"),
         "{none:?}"
     );
-    deployment.run(&["tenant", "reset", "--tenant", &tenant]).ok();
-    let shown = deployment
-        .run(&["tenant", "show", "--tenant", &tenant, "--output", "json"])
+    let trial = set(&["--limit", "batch_items=7", "--dry-run"]).json();
+    assert_eq!(
+        (&trial["dry_run"], &trial["settings"]["limits"]["batch_items"]),
+        (&json!(true), &json!(7)),
+        "{trial}"
+    );
+
+    let reset = |args: &[&str]| deployment.run(&[&["tenant", "reset", "--tenant", &tenant], args].concat());
+    let shown = || {
+        deployment
+            .run(&["tenant", "show", "--tenant", &tenant, "--output", "json"])
+            .json()
+    };
+    let asked = reset(&[]);
+    assert!(
+        asked.code == 2 && asked.stderr.contains("give --yes. Nothing was done"),
+        "{asked:?}"
+    );
+    reset(&["--dry-run"]).ok();
+    assert_eq!(
+        shown()["settings"],
+        expected,
+        "neither the trial nor the refusal took anything"
+    );
+    reset(&["--yes"]).ok();
+    assert_eq!(shown()["settings"], json!({}));
+    // Where nothing is set there is nothing to ask about.
+    reset(&[]).ok();
+
+    let rows = deployment
+        .run(&["audit", "--limit", "1000", "--output", "json"])
         .json();
-    assert_eq!(shown["settings"], json!({}), "{shown}");
+    let rows: Vec<&Value> = rows["rows"]
+        .as_array()
+        .expect("rows")
+        .iter()
+        .filter(|row| row["arguments"]["tenant"] == tenant)
+        .collect();
+    let told: Vec<_> = rows
+        .iter()
+        .map(|row| {
+            let text = |name: &str| row[name].as_str().expect("text");
+            (text("command"), text("result"), row["dry_run"] == true)
+        })
+        .collect();
+    let expected_rows = [
+        ("tenant reset", "done", false),
+        ("tenant reset", "done", false),
+        ("tenant reset", "done", true),
+        ("tenant reset", "refused", false),
+        ("tenant set", "done", true),
+        ("tenant set", "failed", false),
+        ("tenant set", "done", false),
+        ("tenant set", "done", false),
+    ];
+    assert_eq!(told, expected_rows, "the latest first");
+    assert_eq!(
+        rows[1]["detail"]["before"], expected,
+        "what was taken back is kept"
+    );
+    assert_eq!(
+        (
+            &rows[6]["who"],
+            &rows[6]["arguments"]["patch"]["limits"]["batch_items"]
+        ),
+        (&json!("otto"), &json!(5))
+    );
 }

@@ -171,6 +171,15 @@ async fn what_a_device_sent_is_told_with_what_became_of_it() {
         item["items"][0]["outcome"]["error"]["error_code"], "INVALID_TRANSITION",
         "{item}"
     );
+    let none = format!("{}/99", story.batch);
+    let none = deployment()
+        .run(&["trace", "--tenant", &story.tenant, "--item", &none])
+        .ok();
+    let told = format!(
+        "There is no item 99 in the batch {}: it has 3 items, numbered from 0",
+        story.batch
+    );
+    assert!(none.lines().any(|line| line == told), "{none}");
     let text = deployment()
         .run(&["trace", "--tenant", &story.tenant, "--batch", &story.batch])
         .ok();
@@ -356,6 +365,8 @@ fn a_question_that_makes_no_sense_is_refused() {
     for wrong in [
         vec![],
         vec!["--item", "1"],
+        vec!["--record", "helpdesk"],
+        vec!["--record", "helpdesk/1"],
         vec!["--device", "phone-1", "--batch", "x"],
         vec!["--device", "phone-1", "--since", "soon"],
     ] {

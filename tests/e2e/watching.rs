@@ -117,9 +117,7 @@ async fn status_tells_what_is_behind_and_since_when() {
     );
     let text = deployment.run(&["status"]).ok();
     assert!(
-        text.contains(
-            "2 records applied, lag 0, 1 dead letters\n2 hits of keys in 24 h, 1 batches in flight"
-        ),
+        text.contains("2 records applied, lag 0, 1 dead letter\n2 hits of keys in 24 h, 1 batch in flight"),
         "{text}"
     );
     drop(project);

@@ -98,24 +98,15 @@ impl Changer {
         Ok(settings.of(tenant).cloned())
     }
 
+    /// What a change would make of the settings, checked as a change is; makes none.
+    pub async fn trial(&self, change: Change) -> Result<TenantSettings, SettingsError> {
+        self.wanted(&change).await
+    }
+
     /// Makes a change; answers what is in force then.
     pub async fn change(&self, change: Change) -> Result<Arc<InForce>, SettingsError> {
         let _turn = self.turn.lock().await;
-        let current = self.current(&change.tenant).await?;
-        let revision = current.as_ref().map_or(0, |current| current.revision);
-        if change.from.is_some_and(|from| from != revision) {
-            return Err(SettingsError::Moved { current: revision });
-        }
-        let wanted = match (change.merge, change.json) {
-            (true, Value::Object(patch)) => {
-                let set = current.as_ref().map(|current| current.settings.to_json());
-                let mut merged = set.and_then(|set| set.as_object().cloned()).unwrap_or_default();
-                merge_patch(&mut merged, patch);
-                Value::Object(merged)
-            }
-            (_, json) => json,
-        };
-        let settings = TenantSettings::checked(&wanted, &self.registry).map_err(SettingsError::Wrong)?;
+        let settings = self.wanted(&change).await?;
         let offset = self.append(&change.tenant, &change.by, &settings).await?;
         let mut known = self.settings.clone();
         let read_back = known.wait_for(|settings| settings.through >= offset);
@@ -133,6 +124,24 @@ impl Changer {
                 updated_at: Utc::now(),
             })
         }))
+    }
+
+    async fn wanted(&self, change: &Change) -> Result<TenantSettings, SettingsError> {
+        let current = self.current(&change.tenant).await?;
+        let revision = current.as_ref().map_or(0, |current| current.revision);
+        if change.from.is_some_and(|from| from != revision) {
+            return Err(SettingsError::Moved { current: revision });
+        }
+        let wanted = match (change.merge, &change.json) {
+            (true, Value::Object(patch)) => {
+                let set = current.as_ref().map(|current| current.settings.to_json());
+                let mut merged = set.and_then(|set| set.as_object().cloned()).unwrap_or_default();
+                merge_patch(&mut merged, patch.clone());
+                Value::Object(merged)
+            }
+            (_, json) => json.clone(),
+        };
+        TenantSettings::checked(&wanted, &self.registry).map_err(SettingsError::Wrong)
     }
 
     async fn append(

@@ -4,7 +4,7 @@
 //! from the last checkpoint with a `Lane`, which knows how to find the event that Postgres refuses, and how to wait.
 
 use super::spill::{Spill, checkpoint_rows};
-use super::{CHUNK_BYTES, CHUNK_RECORDS, Letters, Seen};
+use super::{CHUNK_BYTES, CHUNK_RECORDS, Letters, RecordKeys, Seen};
 use crate::ProjectorError;
 use crate::chunk::{Results, World, fold_chunk, needed_pasts};
 use crate::event::Arrived;
@@ -14,7 +14,7 @@ use crate::ownership::Owned;
 use crate::reading::{Chunk, Reader};
 use crate::record::LogRecord;
 use crate::session::Session;
-use crate::state::{EventKey, Record, RecordKey};
+use crate::state::{EventKey, Record};
 use crate::write::{Move, move_positions};
 use std::collections::{BTreeMap, HashSet};
 use std::sync::Arc;
@@ -57,7 +57,7 @@ pub(crate) struct Filler {
     world: World,
     held: usize,
     /// Those that have a row.
-    rows: HashSet<RecordKey>,
+    rows: RecordKeys,
     /// Events that did not apply; none where only the table knows.
     answered: Option<HashSet<EventKey>>,
     /// None while a chunk is written.
@@ -75,7 +75,7 @@ impl Filler {
             stored: BTreeMap::new(),
             world: World::default(),
             held: 0,
-            rows: HashSet::new(),
+            rows: RecordKeys::default(),
             answered,
             session: None,
             writing: None,

@@ -7,8 +7,9 @@ mod spill;
 pub(crate) use fill::{Filler, FillerParts};
 
 use crate::event::Arrived;
+use crate::state::RecordKey;
 use fastbloom::BloomFilter;
-use std::collections::{BTreeMap, HashMap};
+use std::collections::{BTreeMap, HashMap, HashSet};
 use std::sync::Arc;
 
 /// Records of a chunk, and bytes of its values: larger than where somebody waits for each.
@@ -19,6 +20,9 @@ pub(crate) const CHUNK_BYTES: usize = 8 << 20;
 const FALSE_POSITIVES: f64 = 0.01;
 /// What a filter is made for at most: 64 MB. Beyond that more is looked up than need be, and nothing is missed.
 const MOST_KEYS: u64 = 50_000_000;
+
+/// Some records.
+pub(crate) type RecordKeys = HashSet<RecordKey, foldhash::fast::RandomState>;
 
 /// Keys of the log that have come by.
 pub(crate) struct Seen(BloomFilter);

@@ -1,6 +1,7 @@
 //! What a filler sends to Postgres: of a chunk, the rows that the log adds and never changes; at a checkpoint, states as they are by
 //! then. Knows how each is sent fastest, and not when.
 
+use super::RecordKeys;
 use crate::ProjectorError;
 use crate::chunk::Results;
 use crate::copying::Copying;
@@ -9,7 +10,7 @@ use crate::session::Session;
 use crate::sheet::Sheet;
 use crate::state::{RecordKey, State};
 use crate::write::{DeadLetter, others, rows as overwriting};
-use std::collections::{BTreeMap, HashSet};
+use std::collections::BTreeMap;
 use std::sync::Arc;
 use tidelog_events::domain::{Domain, Registry};
 
@@ -78,7 +79,7 @@ pub(crate) async fn checkpoint_rows<'a>(
     session: &mut Session,
     registry: &'a Registry,
     changed: impl Iterator<Item = (&'a RecordKey, &'a State)>,
-    with_row: &mut HashSet<RecordKey>,
+    with_row: &mut RecordKeys,
 ) -> Result<(), ProjectorError> {
     let mut tables: BTreeMap<&str, Rows<'a>> = BTreeMap::new();
     let mut written = Vec::new();

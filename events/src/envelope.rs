@@ -165,9 +165,16 @@ impl Event {
         headers: impl Iterator<Item = (&'a str, Option<&'a [u8]>)>,
         registry: &Registry,
     ) -> Result<Event, EnvelopeError> {
-        let mut found: [Option<&str>; 13] = [None; 13];
+        let mut found: [Option<&str>; NAMES.len()] = [None; NAMES.len()];
+        // They mostly come in the order in which they are listed.
+        let mut expected = 0;
         for (name, value) in headers {
-            if let Some(slot) = NAMES.iter().position(|known| *known == name) {
+            let slot = match NAMES.get(expected) {
+                Some(known) if *known == name => Some(expected),
+                _ => slot_of(name),
+            };
+            if let Some(slot) = slot {
+                expected = slot + 1;
                 let bytes = value.unwrap_or_default();
                 let text = std::str::from_utf8(bytes)
                     .map_err(|_| unreadable(NAMES[slot], &String::from_utf8_lossy(bytes)))?;
@@ -175,9 +182,8 @@ impl Event {
             }
         }
         let get = |name: &'static str| {
-            let slot = NAMES.iter().position(|known| *known == name);
-            slot.and_then(|slot| found[slot])
-                .ok_or(EnvelopeError::Missing(name))
+            let found = slot_of(name).and_then(|slot| found[slot]);
+            found.ok_or(EnvelopeError::Missing(name))
         };
         let version = get("ce_specversion")?;
         if version != "1.0" {
@@ -246,11 +252,15 @@ const NAMES: [&str; 13] = [
     "ce_batch",
     "ce_baseversion",
     "ce_policy",
+    "content-type",
     "ce_role",
     "ce_devicetype",
     "ce_clienttime",
-    "content-type",
 ];
+
+fn slot_of(name: &str) -> Option<usize> {
+    NAMES.iter().position(|known| *known == name)
+}
 
 fn read<'a, T>(
     text: &'a str,

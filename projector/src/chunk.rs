@@ -111,7 +111,7 @@ pub fn needed_pasts(events: &[Arc<Arrived>], world: &World) -> HashMap<RecordKey
     let mut needed: HashMap<RecordKey, i64> = HashMap::new();
     for arrived in events {
         let key = arrived.record();
-        let record = world.records.get(&key);
+        let record = world.records.get(key);
         let state = record.and_then(|record| record.state.as_deref());
         let after = match &arrived.resolution {
             None => past_needed_after(state, arrived),
@@ -123,7 +123,7 @@ pub fn needed_pasts(events: &[Arc<Arrived>], world: &World) -> HashMap<RecordKey
         // A record that was forgotten begins again at its first version, so a version no longer tells that an item is new.
         let remembers = arrived.domain.history.is_some() && arrived.domain.is_entity();
         if let Some(after) = after.or(remembers.then_some(OUTCOMES_ALONE)) {
-            let least = needed.entry(key).or_insert(after);
+            let least = needed.entry(key.clone()).or_insert(after);
             *least = after.min(*least);
         }
     }
@@ -168,25 +168,25 @@ pub fn fold_chunk(registry: &Registry, world: &mut World, events: &[Arc<Arrived>
                 });
             let parent = parent_state.zip(parent_domain.map(|domain| &domain.visibility));
             let nothing = Record::default();
-            fold(world.records.get(&key).unwrap_or(&nothing), parent, arrived)
+            fold(world.records.get(key).unwrap_or(&nothing), parent, arrived)
         };
         match folded {
             Folded::Repeat => {}
             Folded::NotApplied { outcome, conflict } => {
-                not_applied(world, &mut results, arrived, &key, outcome, conflict)
+                not_applied(world, &mut results, arrived, key, outcome, conflict)
             }
             Folded::Resolved { step: None, resolved } => {
-                note_resolved(world, &mut results, arrived, &key, &resolved);
-                not_applied(world, &mut results, arrived, &key, resolved.outcome(), None);
+                note_resolved(world, &mut results, arrived, key, &resolved);
+                not_applied(world, &mut results, arrived, key, resolved.outcome(), None);
             }
             Folded::Resolved {
                 step: Some(step),
                 resolved,
             } => {
-                note_resolved(world, &mut results, arrived, &key, &resolved);
+                note_resolved(world, &mut results, arrived, key, &resolved);
                 let (outcome, conflict_id) = (resolved.outcome(), Some(resolved.conflict_id));
-                applied(world, &mut results, arrived, &key, *step, outcome, conflict_id);
-                move_children(world, &mut results, arrived, &key);
+                applied(world, &mut results, arrived, key, *step, outcome, conflict_id);
+                move_children(world, &mut results, arrived, key);
             }
             Folded::Applied { step, conflict } => {
                 let outcome = match &conflict {
@@ -196,12 +196,12 @@ pub fn fold_chunk(registry: &Registry, world: &mut World, events: &[Arc<Arrived>
                         version: step.state.version,
                     },
                 };
-                let conflict_id = keep_attempt(world, &mut results, arrived, &key, conflict);
-                applied(world, &mut results, arrived, &key, *step, outcome, conflict_id);
+                let conflict_id = keep_attempt(world, &mut results, arrived, key, conflict);
+                applied(world, &mut results, arrived, key, *step, outcome, conflict_id);
                 if let Some(parent) = parent_key {
                     world.children.entry(parent).or_default().insert(key.clone());
                 }
-                move_children(world, &mut results, arrived, &key);
+                move_children(world, &mut results, arrived, key);
             }
         }
     }

@@ -5,7 +5,7 @@ use crate::ProjectorError;
 use crate::rows::Cells;
 use crate::session::Session;
 use crate::state::Doc;
-use bytes::{BufMut, Bytes, BytesMut};
+use bytes::{BufMut, Bytes};
 use chrono::{DateTime, Utc};
 use futures_util::{SinkExt, pin_mut};
 use uuid::Uuid;
@@ -30,7 +30,7 @@ pub(crate) struct Copying {
     names: Vec<&'static str>,
     /// What is full, and what is being filled.
     pieces: Vec<Bytes>,
-    bytes: BytesMut,
+    bytes: Vec<u8>,
     rows: usize,
     /// Where the row at hand begins, and how many values it has.
     row: (usize, i16),
@@ -40,7 +40,7 @@ pub(crate) struct Copying {
 
 impl Copying {
     pub(crate) fn into(table: String) -> Copying {
-        let mut bytes = BytesMut::with_capacity(PIECE + ROOM);
+        let mut bytes = Vec::with_capacity(PIECE + ROOM);
         bytes.put_slice(HEADER);
         Copying {
             table,
@@ -62,8 +62,8 @@ impl Copying {
         self.bytes[at..at + 2].copy_from_slice(&cells.to_be_bytes());
         self.rows += 1;
         if self.bytes.len() >= PIECE {
-            let full = std::mem::replace(&mut self.bytes, BytesMut::with_capacity(PIECE + ROOM));
-            self.pieces.push(full.freeze());
+            let full = std::mem::replace(&mut self.bytes, Vec::with_capacity(PIECE + ROOM));
+            self.pieces.push(full.into());
         }
     }
 
@@ -90,7 +90,7 @@ impl Copying {
         let statement = session.prepare(&sql).await?;
         let sink = session.client().copy_in::<_, Bytes>(&statement).await?;
         pin_mut!(sink);
-        self.pieces.push(self.bytes.freeze());
+        self.pieces.push(self.bytes.into());
         for piece in self.pieces {
             sink.feed(piece).await?;
         }
@@ -110,7 +110,7 @@ impl Copying {
     }
 
     /// A value whose length shows once it is written.
-    fn sized(&mut self, write: impl FnOnce(&mut BytesMut)) {
+    fn sized(&mut self, write: impl FnOnce(&mut Vec<u8>)) {
         let at = self.bytes.len();
         self.bytes.put_i32(0);
         write(&mut self.bytes);
@@ -185,7 +185,7 @@ impl Cells for Copying {
             Some(doc) => self.sized(|bytes| {
                 bytes.put_u8(JSONB_VERSION);
                 // A map of JSON values always serialises, and a buffer in memory takes what it is given.
-                let _ = serde_json::to_writer(bytes.writer(), doc);
+                let _ = serde_json::to_writer(bytes, doc);
             }),
             None => self.null(),
         }

@@ -3,6 +3,7 @@
 
 use crate::state::Doc;
 use serde_json::Value;
+use std::cmp::Ordering;
 use tidelog_events::domain::{Domain, parse_datetime};
 use tidelog_events::error::ItemError;
 
@@ -37,16 +38,19 @@ pub fn patch_of(domain: &Domain, mut item: Doc) -> Doc {
 pub fn write_defaults(domain: &Domain, doc: &mut Doc) {
     doc.retain(|_, value| !value.is_null());
     for (name, value) in domain.defaults() {
-        doc.entry(name).or_insert_with(|| value.clone());
+        if !doc.contains_key(name) {
+            doc.insert(name.to_owned(), value.clone());
+        }
     }
-    if let Some(status) = &domain.status {
-        doc.entry(status.field.as_str())
-            .or_insert_with(|| Value::String(status.initial.clone()));
+    if let Some(status) = &domain.status
+        && !doc.contains_key(&status.field)
+    {
+        doc.insert(status.field.clone(), Value::String(status.initial.clone()));
     }
 }
 
 /// Whether a document may stand: required members, times in order, and the step from the status before.
-pub fn judge(domain: &Domain, old: Option<&Doc>, new: &Doc) -> Result<(), ItemError> {
+pub fn judge<'a>(domain: &Domain, old: Option<&'a Doc>, new: &'a Doc) -> Result<(), ItemError> {
     for field in domain.fields.iter().filter(|field| field.required) {
         if new.get(&field.name).is_none_or(Value::is_null) {
             return Err(ItemError::field(
@@ -68,30 +72,63 @@ pub fn judge(domain: &Domain, old: Option<&Doc>, new: &Doc) -> Result<(), ItemEr
     let Some(machine) = &domain.status else {
         return Ok(());
     };
-    let status = |doc: &Doc| doc.get(&machine.field).and_then(Value::as_str).map(str::to_owned);
-    let (Some(from), Some(to)) = (old.and_then(status), status(new)) else {
+    let status = |doc: Option<&'a Doc>| doc?.get(&machine.field)?.as_str();
+    let (Some(from), Some(to)) = (status(old), status(Some(new))) else {
         return Ok(());
     };
-    let allowed = machine.allowed(&from);
-    if from == to || allowed.contains(&to) {
+    let allowed = machine.allowed(from);
+    if from == to || allowed.iter().any(|allowed| allowed == to) {
         Ok(())
     } else {
-        Err(ItemError::transition(&machine.field, &from, &to, allowed))
+        Err(ItemError::transition(&machine.field, from, to, allowed))
     }
 }
 
-/// The difference of two documents, by their top-level members.
+/// The difference of two documents, by their top-level members. Both have them in the order of their names, so one walk through
+/// the two finds it.
 pub fn touched(old: &Doc, new: &Doc) -> Touched {
     let mut touched = Touched::default();
-    for (name, value) in old {
-        if new.get(name) != Some(value) {
-            touched.fields.push(name.clone());
-            touched.before.insert(name.clone(), value.clone());
+    let (mut old, mut new) = (old.iter().peekable(), new.iter().peekable());
+    loop {
+        let next = match (old.peek(), new.peek()) {
+            (None, None) => return touched,
+            (Some(_), None) => Ordering::Less,
+            (None, Some(_)) => Ordering::Greater,
+            (Some((old, _)), Some((new, _))) => old.cmp(new),
+        };
+        let before = if next.is_le() { old.next() } else { None };
+        let after = if next.is_ge() { new.next() } else { None };
+        match (before, after) {
+            (Some((_, before)), Some((_, after))) if before == after => {}
+            (Some((name, before)), _) => {
+                touched.fields.push(name.clone());
+                touched.before.insert(name.clone(), before.clone());
+            }
+            (None, added) => touched.fields.extend(added.map(|(name, _)| name.clone())),
         }
     }
-    touched
-        .fields
-        .extend(new.keys().filter(|name| !old.contains_key(*name)).cloned());
-    touched.fields.sort();
-    touched
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn doc(text: &str) -> Doc {
+        serde_json::from_str(text).expect("an object")
+    }
+
+    #[test]
+    fn a_difference_names_what_was_there_what_is_new_and_what_is_gone() {
+        let old = doc(r#"{"z": 1, "b": 2, "same": [3], "gone": null}"#);
+        let new = doc(r#"{"new": 4, "b": "2", "same": [3], "z": 1, "a": 5}"#);
+        let touched = touched(&old, &new);
+        assert_eq!(touched.fields, ["a", "b", "gone", "new"]);
+        assert_eq!(touched.before, doc(r#"{"b": 2, "gone": null}"#));
+    }
+
+    #[test]
+    fn a_document_has_its_members_in_the_order_of_their_names() {
+        let names: Vec<String> = doc(r#"{"b": 1, "a": 2}"#).into_iter().map(|(name, _)| name).collect();
+        assert_eq!(names, ["a", "b"], "which the difference of two goes by");
+    }
 }

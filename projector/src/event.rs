@@ -162,8 +162,8 @@ impl Arrived {
     }
 
     /// The record that it is about.
-    pub fn record(&self) -> RecordKey {
-        self.record.clone()
+    pub fn record(&self) -> &RecordKey {
+        &self.record
     }
 
     /// The record that its record hangs on, in the parent's table.
@@ -179,7 +179,7 @@ impl Arrived {
 
     /// The record that stands for its family: what its record hangs on, or its own.
     pub(crate) fn head(&self, registry: &Registry) -> RecordKey {
-        self.parent_record(registry).unwrap_or_else(|| self.record())
+        self.parent_record(registry).unwrap_or_else(|| self.record.clone())
     }
 
     /// Its identity as an event: one item of one batch.

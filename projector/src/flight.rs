@@ -75,7 +75,7 @@ impl Flight {
 
     /// Whether an event's record, or the one that it hangs on, is as this chunk leaves it.
     pub(crate) fn touches(&self, registry: &Registry, arrived: &Arrived) -> bool {
-        self.touched.contains(&arrived.record())
+        self.touched.contains(arrived.record())
             || arrived
                 .parent_record(registry)
                 .is_some_and(|parent| self.touched.contains(&parent))
@@ -98,7 +98,7 @@ impl Flight {
 fn touched(registry: &Registry, events: &[Arc<Arrived>]) -> HashSet<RecordKey> {
     let mut touched = HashSet::with_capacity(events.len());
     for arrived in events {
-        touched.insert(arrived.record());
+        touched.insert(arrived.record().clone());
         touched.extend(arrived.parent_record(registry));
     }
     touched

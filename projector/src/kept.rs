@@ -51,7 +51,7 @@ pub(crate) async fn load_conflicts(
         .await?;
     for row in &rows {
         if let Some((arrived, id)) = numbered(row, &asking)? {
-            let record = world.records.entry(arrived.record()).or_default();
+            let record = world.records.entry(arrived.record().clone()).or_default();
             record.conflicts.insert(*id, read(row)?);
         }
     }

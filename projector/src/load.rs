@@ -30,7 +30,7 @@ pub(crate) async fn load(
     registry: &Registry,
     events: &[Arc<Arrived>],
 ) -> Result<World, ProjectorError> {
-    let parents = events.iter().map(|arrived| arrived.record()).collect();
+    let parents = events.iter().map(|arrived| arrived.record().clone()).collect();
     let mut world = load_with_children(session, registry, events, parents).await?;
     load_rest(session, registry, events, &mut world).await?;
     Ok(world)
@@ -91,7 +91,7 @@ fn note_known(found: &[Row], events: &[Arc<Arrived>], world: &mut World) -> Resu
     for row in found {
         if let Some(arrived) = numbered(row, events)? {
             let outcome = read_outcome(&get::<String>(row, "detail")?)?;
-            let record = world.records.entry(arrived.record()).or_default();
+            let record = world.records.entry(arrived.record().clone()).or_default();
             let at = get(row, "logged_at")?;
             record.past.note(arrived.key(), None, at, outcome);
         }
@@ -108,7 +108,7 @@ async fn load_states(
 ) -> Result<(), ProjectorError> {
     let mut keys: BTreeMap<Arc<str>, BTreeSet<RecordKey>> = BTreeMap::new();
     for arrived in events {
-        for key in [Some(arrived.record()), arrived.parent_record(registry)]
+        for key in [Some(arrived.record().clone()), arrived.parent_record(registry)]
             .into_iter()
             .flatten()
         {
@@ -353,7 +353,7 @@ async fn load_pasts(
     }
     let asking: Vec<&Arc<Arrived>> = events
         .iter()
-        .filter(|arrived| needed.contains_key(&arrived.record()))
+        .filter(|arrived| needed.contains_key(arrived.record()))
         .collect();
     find_same_items(session, &asking, world).await
 }
@@ -531,7 +531,7 @@ async fn find_same_items(
         );
         let content = repeatable(&outcome).then_some(arrived.content);
         note_by_content(
-            &mut world.records.entry(arrived.record()).or_default().past,
+            &mut world.records.entry(arrived.record().clone()).or_default().past,
             event,
             content,
             get(&row, "logged_at")?,

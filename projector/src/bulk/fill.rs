@@ -211,7 +211,7 @@ impl Filler {
     /// Keeps of a chunk what later ones need, and no pasts: they are in the tables.
     fn note(&mut self, chunk: &Chunk, results: &Results) {
         for arrived in &chunk.events {
-            if let Some(Record { past, conflicts, .. }) = self.world.records.get_mut(&arrived.record()) {
+            if let Some(Record { past, conflicts, .. }) = self.world.records.get_mut(arrived.record()) {
                 *past = Default::default();
                 conflicts.clear();
             }

@@ -345,7 +345,7 @@ impl Shelf {
     fn load(&self, registry: &Registry, events: &[Arc<Arrived>]) -> World {
         let mut world = World::default();
         for arrived in events {
-            for key in [Some(arrived.record()), arrived.parent_record(registry)]
+            for key in [Some(arrived.record().clone()), arrived.parent_record(registry)]
                 .into_iter()
                 .flatten()
             {
@@ -362,13 +362,13 @@ impl Shelf {
                     world.records.entry(key.clone()).or_default().state = Some(Arc::new(state.clone()));
                     world
                         .children
-                        .entry(arrived.record())
+                        .entry(arrived.record().clone())
                         .or_default()
                         .insert(key.clone());
                 }
             }
             if let Some((_, _, outcome)) = self.outcomes.get(&arrived.key()) {
-                world.records.entry(arrived.record()).or_default().past.note(
+                world.records.entry(arrived.record().clone()).or_default().past.note(
                     arrived.key(),
                     None,
                     self.times[&arrived.key()],
@@ -384,9 +384,9 @@ impl Shelf {
             if let Some(kept) = self
                 .conflicts
                 .get(&id)
-                .filter(|kept| kept.record == arrived.record())
+                .filter(|kept| kept.record == *arrived.record())
             {
-                let record = world.records.entry(arrived.record()).or_default();
+                let record = world.records.entry(arrived.record().clone()).or_default();
                 record.conflicts.insert(id, kept.attempt.clone());
             }
         }
@@ -479,14 +479,14 @@ impl Shelf {
             self.times.insert(key, row.arrived.log_time);
             let known = self.outcomes.insert(
                 row.arrived.key(),
-                (row.arrived.record(), row.arrived.content, row.outcome),
+                (row.arrived.record().clone(), row.arrived.content, row.outcome),
             );
             assert!(known.is_none() || history.is_some(), "an item has one outcome");
         }
         for row in results.conflicts {
             let event = &row.arrived.event;
             let sides = Attempted {
-                record: row.arrived.record(),
+                record: row.arrived.record().clone(),
                 attempt: KeptAttempt {
                     base: event.base,
                     deletes: event.operation == Operation::Delete,

@@ -12,6 +12,7 @@
 //! - `consumer`, `backlog`, `ownership`: which partitions are whose, and where they stand
 //! - `notify`, `dead`: wake-ups for readers, and what could not be read
 //! - `history`: what lies beyond the history that a domain keeps, removed
+//! - `withheld`: partitions that cannot be read from where they stand; `figures`: what is counted
 //! - [`keys`]: keys of sealed values, from their topic into their table
 //! - [`log`], [`shadow`], `bulk`: a topic's log read outside the group, and folded again beside the live tables
 
@@ -24,6 +25,7 @@ mod dead;
 pub mod document;
 mod error;
 pub mod event;
+mod figures;
 mod flight;
 pub mod fold;
 mod history;
@@ -81,6 +83,7 @@ pub struct ProjectorConfig {
 pub async fn run(config: ProjectorConfig, mut outer: watch::Receiver<bool>) -> Result<(), ProjectorError> {
     // The parts stop together: when the process shuts down, and when one of them fails.
     let (stop, shutdown) = watch::channel(false);
+    figures::begin(&config.registry, &config.topic_prefix);
     let progress = Arc::new(Mutex::new(HashMap::new()));
     let moved = Arc::new(Notify::new());
     let dead = Arc::new(dead::DeadLetterTopic::new(&config.brokers, &config.topic_prefix));

@@ -6,7 +6,7 @@
 //! - `seals`: sealed values made comparable, pure
 //! - [`chunk`]: a stretch of the log folded in memory
 //! - [`hits`]: items that came again, counted
-//! - `load`, `kept`, `write`, `session`, `sheet`: the store
+//! - `load`, `pasts`, `kept`, `write`, `session`, `sheet`: the store
 //! - `lane`, `reading`, `flight`: the worker that carries chunks from the log to the store, one written while the next
 //!   is made ready
 //! - `consumer`, `backlog`, `ownership`: which partitions are whose, and where they stand
@@ -38,6 +38,7 @@ pub mod log;
 pub mod merge;
 mod notify;
 mod ownership;
+mod pasts;
 pub mod policy;
 mod reading;
 pub mod resolve;

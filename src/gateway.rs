@@ -8,6 +8,7 @@ use std::time::Duration;
 use anyhow::{Context, Result};
 use clap::Args;
 use tidelog_events::domain::Registry;
+use tidelog_events::seal::Accord;
 use tidelog_events::{DEAD_LETTER_TOPIC, positions_channel, topic_name};
 use tidelog_feed::positions::{self, PositionsConfig};
 use tidelog_feed::{Feed, FeedParts, OutcomeStore, SESSION_SETTINGS};
@@ -120,11 +121,16 @@ pub(crate) async fn run(
     );
     let auth = Auth::new(settings.auth.jwt_secret.reveal())?;
     let secret = settings.seal.secret();
-    let (heard, hearing) = watch::channel(false);
+    let (heard, accord) = watch::channel(Accord::Unread);
     let prefix = &settings.kafka.topic_prefix;
     let seals = secret
         .clone()
-        .map(|secret| Seals::new(secret, producer.clone(), writing.clone(), prefix, hearing));
+        .map(|secret| Seals::new(secret, producer.clone(), writing.clone(), prefix, accord.clone()));
+    let keys = seals::watch::Watching {
+        brokers: settings.kafka.kafka_brokers.clone(),
+        topic_prefix: prefix.clone(),
+        secret: secret.clone(),
+    };
 
     let ingest = Ingest::new(IngestParts {
         registry: registry.clone(),
@@ -133,6 +139,7 @@ pub(crate) async fn run(
         positions: positions.clone(),
         outcomes: OutcomeStore::new(reading.clone(), &registry),
         seals: seals.clone(),
+        accord: accord.clone(),
         settings: tenants.clone(),
         config: IngestConfig {
             topic_prefix: settings.kafka.topic_prefix.clone(),
@@ -145,6 +152,7 @@ pub(crate) async fn run(
         positions,
         topic_prefix: settings.kafka.topic_prefix.clone(),
         secret,
+        accord: accord.clone(),
     }));
     let (health, told) = watch::channel(Health::default());
     let needs = health::Needs {
@@ -152,6 +160,7 @@ pub(crate) async fn run(
         topic: topic_name(&settings.kafka.topic_prefix, DEAD_LETTER_TOPIC),
         producer,
         settings: tenants,
+        accord,
         database: reading,
     };
     let admitting = ingest.clone();
@@ -192,18 +201,12 @@ pub(crate) async fn run(
             "the gateway stopped"
         );
     };
-    let forgetting = async {
-        match seals {
-            Some(seals) => seals::watch::follow(seals, &settings.kafka.kafka_brokers, prefix, heard).await,
-            None => std::future::pending().await,
-        }
-    };
     tokio::select! {
         () = serving => Ok(()),
         // None of these ends while the routes hold what it tells.
         () = watching => anyhow::bail!("nobody watches the positions any more"),
         () = following => anyhow::bail!("nobody follows the tenants' settings any more"),
-        () = forgetting => anyhow::bail!("nobody hears of destroyed keys any more"),
+        () = seals::watch::follow(keys, seals, heard) => anyhow::bail!("nobody follows the topic of keys any more"),
         () = ingest.expire_keys() => anyhow::bail!("nobody removes expired keys any more"),
         () = health::keep(needs, health) => anyhow::bail!("nobody watches the gateway's health any more"),
         () = health::announce(told, ready) => anyhow::bail!("the gateway's health was announced twice"),

@@ -2,7 +2,8 @@
 //!
 //! Live is a process that answers at all. Ready is a gateway that can take batches, which needs Kafka and nothing
 //! else: with Postgres away, batches are taken and reads are told to come back, so it stays ready and says so. Both
-//! are looked at in the background, so that asking often costs nothing.
+//! are looked at in the background, so that asking often costs nothing. A gateway that seals otherwise than the deployment
+//! does, or not at all, is not ready until it is started with the right secret.
 //!
 //! A gateway that is told to stop says so here before it takes no more. One that has too much to do tells it, and stays
 //! ready: what it refuses goes to others by itself, and a load that is too much for all of them must not take them out one
@@ -15,6 +16,7 @@ use deadpool_postgres::Pool;
 use http::StatusCode;
 use http::header::{CACHE_CONTROL, CONTENT_TYPE, HeaderValue};
 use serde::Serialize;
+use tidelog_events::seal::Accord;
 use tidelog_events::settings::Settings;
 use tidelog_ingest::Producer;
 use tokio::sync::{oneshot, watch};
@@ -36,6 +38,8 @@ pub(crate) struct Health {
     postgres: Seen,
     /// What tenants have set, from the log.
     settings: Seen,
+    /// How its secret stands to what the deployment seals with, from the log.
+    seal_secret: Accord,
 }
 
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize)]
@@ -52,11 +56,14 @@ enum Seen {
 
 impl Health {
     fn ready(self) -> bool {
-        self.kafka == Seen::Up && self.settings == Seen::Up
+        self.reason().is_none()
     }
 
     /// Why it is not ready, in words for whoever looks.
     fn reason(self) -> Option<&'static str> {
+        if let Some(wrong) = self.seal_secret.wrong() {
+            return Some(wrong);
+        }
         match self {
             Health {
                 kafka: Seen::Unknown, ..
@@ -65,9 +72,14 @@ impl Health {
                 kafka: Seen::Away, ..
             } => Some("Kafka does not answer, or does not take batches"),
             Health {
-                settings: Seen::Up, ..
-            } => None,
-            _ => Some("what tenants have set has not been read from the log yet"),
+                settings: Seen::Unknown | Seen::Away,
+                ..
+            } => Some("what tenants have set has not been read from the log yet"),
+            Health {
+                seal_secret: Accord::Unread,
+                ..
+            } => Some("the topic of keys, sync.keys.v1, has not been read yet"),
+            _ => None,
         }
     }
 }
@@ -129,6 +141,8 @@ pub(crate) struct Needs {
     pub(crate) producer: Arc<Producer>,
     /// What tenants have set: without it nothing can be stamped.
     pub(crate) settings: watch::Receiver<Arc<Settings>>,
+    /// How the gateway's secret stands to what the deployment seals with.
+    pub(crate) accord: watch::Receiver<Accord>,
     /// Any of the pools.
     pub(crate) database: Pool,
 }
@@ -136,16 +150,18 @@ pub(crate) struct Needs {
 /// Looks again and again, and logs what changes.
 pub(crate) async fn keep(needs: Needs, publish: watch::Sender<Health>) {
     loop {
-        let (cluster, producer, postgres, settings) = tokio::join!(
+        let (cluster, producer, postgres, settings, seal_secret) = tokio::join!(
             needs.cluster.answers(&needs.topic),
             needs.producer.check(&needs.topic),
             answers(&needs.database),
-            settings_are_read(needs.settings.clone())
+            settings_are_read(needs.settings.clone()),
+            accord(needs.accord.clone())
         );
         let now = Health {
             kafka: (cluster && producer).into(),
             postgres: postgres.into(),
             settings: settings.into(),
+            seal_secret,
         };
         if publish.send_if_modified(|before| std::mem::replace(before, now) != now) {
             match (now.reason(), now.postgres) {
@@ -178,6 +194,14 @@ async fn settings_are_read(mut settings: watch::Receiver<Arc<Settings>>) -> bool
     matches!(tokio::time::timeout(PATIENCE, read).await, Ok(Ok(_)))
 }
 
+async fn accord(mut accord: watch::Receiver<Accord>) -> Accord {
+    let known = accord.wait_for(|accord| *accord != Accord::Unread);
+    match tokio::time::timeout(PATIENCE, known).await {
+        Ok(Ok(accord)) => *accord,
+        _ => Accord::Unread,
+    }
+}
+
 async fn answers(database: &Pool) -> bool {
     let ask = async {
         let client = database.get().await.ok()?;
@@ -204,6 +228,7 @@ mod tests {
         kafka: Up,
         postgres: Up,
         settings: Up,
+        seal_secret: Accord::Unused,
     };
 
     /// Status and body of what a path answers.
@@ -239,7 +264,7 @@ mod tests {
             (status, body.as_str()),
             (
                 200,
-                r#"{"status":"ready","kafka":"up","postgres":"away","settings":"up","load":"normal"}"#
+                r#"{"status":"ready","kafka":"up","postgres":"away","settings":"up","seal_secret":"unused","load":"normal"}"#
             )
         );
         for (health, why) in [
@@ -257,6 +282,28 @@ mod tests {
                     ..ALL_UP
                 },
                 "what tenants have set",
+            ),
+            (
+                Health {
+                    seal_secret: Accord::Unread,
+                    ..ALL_UP
+                },
+                "the topic of keys",
+            ),
+            (
+                Health {
+                    seal_secret: Accord::Other,
+                    ..ALL_UP
+                },
+                "seal_secret is not the one",
+            ),
+            (
+                Health {
+                    seal_secret: Accord::Missing,
+                    kafka: Away,
+                    ..ALL_UP
+                },
+                "seal_secret is not set",
             ),
         ] {
             let (status, body) = answer("/readyz", health).await;

@@ -103,25 +103,41 @@ impl Cluster {
         &self,
         partitions: Vec<TopicPartition>,
     ) -> Result<BTreeMap<TopicPartition, i64>> {
+        self.offsets(partitions, Offset::End).await
+    }
+
+    /// The first offset that each partition still has, all asked at once.
+    pub(crate) async fn begin_offsets(
+        &self,
+        partitions: Vec<TopicPartition>,
+    ) -> Result<BTreeMap<TopicPartition, i64>> {
+        self.offsets(partitions, Offset::Beginning).await
+    }
+
+    async fn offsets(
+        &self,
+        partitions: Vec<TopicPartition>,
+        of: Offset,
+    ) -> Result<BTreeMap<TopicPartition, i64>> {
         if partitions.is_empty() {
             return Ok(BTreeMap::new());
         }
         self.ask(move |client| {
             let mut wanted = TopicPartitionList::with_capacity(partitions.len());
             for at in &partitions {
-                // Where a time is asked for, the end has a number of its own (KIP-79).
-                wanted.add_partition_offset(&at.topic, at.partition, Offset::End)?;
+                // Where a time is asked for, beginning and end have numbers of their own (KIP-79).
+                wanted.add_partition_offset(&at.topic, at.partition, of)?;
             }
             let found = client.offsets_for_times(wanted, TIMEOUT)?;
-            let mut ends = BTreeMap::new();
+            let mut offsets = BTreeMap::new();
             for element in found.elements() {
                 element.error()?;
-                if let Offset::Offset(end) = element.offset() {
+                if let Offset::Offset(offset) = element.offset() {
                     let (topic, partition) = (element.topic().to_owned(), element.partition());
-                    ends.insert(TopicPartition { topic, partition }, end);
+                    offsets.insert(TopicPartition { topic, partition }, offset);
                 }
             }
-            Ok(ends)
+            Ok(offsets)
         })
         .await
     }

@@ -12,6 +12,7 @@ mod dev;
 mod domains;
 mod erase;
 mod export;
+mod figures;
 mod gateway;
 mod guard_rails;
 mod health;

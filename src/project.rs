@@ -11,10 +11,12 @@ use tokio::sync::watch;
 
 use crate::preflight::preflight;
 use crate::serve::INSTANCE;
-use crate::settings::{DatabaseSettings, DomainSettings, KafkaSettings, SealSettings, ShutdownSettings};
+use crate::settings::{
+    DatabaseSettings, DomainSettings, KafkaSettings, MetricsSettings, SealSettings, ShutdownSettings,
+};
 use crate::shutdown::until_signal;
 use crate::version::VERSION;
-use crate::{database, domains};
+use crate::{database, domains, figures};
 
 /// Runs projectors: from the log into Postgres
 #[derive(Args, Clone, Debug)]
@@ -43,6 +45,8 @@ pub(crate) struct ProjectorSettings {
     pub(crate) domains: DomainSettings,
     #[command(flatten)]
     pub(crate) seal: SealSettings,
+    #[command(flatten)]
+    pub(crate) metrics: MetricsSettings,
     #[command(flatten)]
     pub(crate) shutdown: ShutdownSettings,
 }
@@ -88,9 +92,22 @@ pub(crate) async fn run(
         }
         std::future::pending::<()>().await
     };
+    // Before anything is counted.
+    let page = match settings.metrics.metrics_listen {
+        Some(address) => Some((figures::keep()?, figures::listen(address).await?)),
+        None => None,
+    };
+    let stop = shutdown.clone();
+    let showing = async {
+        if let Some((handle, listener)) = page {
+            figures::serve(handle, listener, stop).await;
+        }
+        std::future::pending::<()>().await
+    };
     tokio::select! {
         ended = tidelog_projector::run(config, shutdown.clone()) => ended.context("the projectors ended"),
         () = taking_keys_over => Ok(()),
+        () = showing => Ok(()),
     }
 }
 

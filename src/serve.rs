@@ -18,7 +18,7 @@ use crate::preflight::preflight;
 use crate::project::{self, ProjectorSettings};
 use crate::settings::{
     AuthSettings, ConnectionSettings, DatabaseSettings, DomainSettings, KafkaSettings, ListenSettings,
-    NoticeSettings, PoolSettings, SealSettings, Secret, ShutdownSettings, TopicSettings,
+    MetricsSettings, NoticeSettings, PoolSettings, SealSettings, Secret, ShutdownSettings, TopicSettings,
 };
 use crate::shutdown::until_signal;
 use crate::status::Looker;
@@ -71,6 +71,8 @@ pub(crate) struct ServeSettings {
     #[command(flatten)]
     pub(crate) seal: SealSettings,
     #[command(flatten)]
+    pub(crate) metrics: MetricsSettings,
+    #[command(flatten)]
     pub(crate) connections: ConnectionSettings,
     #[command(flatten)]
     pub(crate) shutdown: ShutdownSettings,
@@ -99,6 +101,7 @@ impl ServeSettings {
             database: self.database.clone(),
             domains: self.domains.clone(),
             seal: self.seal.clone(),
+            metrics: self.metrics,
             shutdown: self.shutdown.clone(),
         }
     }
@@ -187,6 +190,7 @@ pub(crate) async fn under_dev(env: DevEnv, domains: DomainSettings, seal: SealSe
             jwt_secret: Secret::new(env.jwt_secret),
         },
         seal,
+        metrics: MetricsSettings { metrics_listen: None },
         connections: ConnectionSettings {
             max_connections: 4096,
             max_connections_per_address: None,

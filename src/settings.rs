@@ -184,6 +184,14 @@ pub(crate) struct ListenSettings {
     pub(crate) listen: SocketAddr,
 }
 
+/// Where a projector's figures are.
+#[derive(Args, Clone, Copy, Debug)]
+pub(crate) struct MetricsSettings {
+    /// Address under which projectors serve /metrics (Prometheus) [default: none]
+    #[arg(long, help_heading = SETTINGS, env = "TIDELOG_METRICS_LISTEN", value_name = "ADDR:PORT")]
+    pub(crate) metrics_listen: Option<SocketAddr>,
+}
+
 /// How many connections a gateway's clients may have.
 #[derive(Args, Clone, Copy, Debug)]
 pub(crate) struct ConnectionSettings {

@@ -62,6 +62,9 @@ pub enum FeedError {
     /// Something is under a key that has not been brought from the log yet.
     #[error("what was asked for cannot be opened yet: a key is still on its way")]
     KeyUnknown,
+    /// The gateway's secret is not the one that the deployment seals with, or it has none.
+    #[error("this gateway is not set up as the others are, and cannot open personal fields; another one can")]
+    OtherSecret,
     /// Postgres is away, or too busy to be asked.
     #[error("the database cannot be reached")]
     Unavailable,
@@ -81,9 +84,11 @@ impl FeedError {
             FeedError::TooMuch(refusal) => refusal.problem().status(),
             FeedError::Unfinished => StatusCode::CONFLICT,
             FeedError::GoneCursor | FeedError::GoneBatch => StatusCode::GONE,
-            FeedError::NotApplied(_) | FeedError::Ahead | FeedError::Unavailable | FeedError::KeyUnknown => {
-                StatusCode::SERVICE_UNAVAILABLE
-            }
+            FeedError::NotApplied(_)
+            | FeedError::Ahead
+            | FeedError::Unavailable
+            | FeedError::KeyUnknown
+            | FeedError::OtherSecret => StatusCode::SERVICE_UNAVAILABLE,
             FeedError::Statement => StatusCode::INTERNAL_SERVER_ERROR,
         }
     }
@@ -134,6 +139,8 @@ impl FeedError {
             .retry_after(RETRY_AFTER),
             FeedError::TooMuch(refusal) => refusal.problem(),
             FeedError::Unavailable | FeedError::KeyUnknown => Problem::unavailable(detail, RETRY_AFTER),
+            // Somebody has to mend it.
+            FeedError::OtherSecret => Problem::unavailable(detail, 10),
             FeedError::Statement => Problem::internal(),
         }
     }
@@ -203,6 +210,7 @@ mod tests {
         for error in [
             FeedError::Unavailable,
             FeedError::KeyUnknown,
+            FeedError::OtherSecret,
             FeedError::NotApplied(Duration::from_secs(2)),
             FeedError::Ahead,
             FeedError::TooMuch(Refusal {

@@ -14,7 +14,7 @@ use tidelog_events::domain::Registry;
 use tidelog_events::ids::{Role, TenantId, UserId};
 use tidelog_events::position::Positions;
 use tidelog_events::resolution::{ConflictsUnavailable, FindConflict, KnownConflict};
-use tidelog_events::seal::SealSecret;
+use tidelog_events::seal::{Accord, SealSecret};
 use tidelog_events::topic_name;
 use tidelog_http::auth::{Auth, Caller};
 use tidelog_http::prefer::{self, PREFERENCE_APPLIED, Wait};
@@ -55,6 +55,8 @@ pub struct FeedParts {
     pub topic_prefix: String,
     /// What personal values are sealed with; none where they are not.
     pub secret: Option<Arc<SealSecret>>,
+    /// How that stands to what the deployment seals with: where it is wrong, nothing personal is shown.
+    pub accord: watch::Receiver<Accord>,
 }
 
 /// The read side.
@@ -63,6 +65,7 @@ pub struct Feed {
     registry: Arc<Registry>,
     store: Store,
     opener: Option<Opener>,
+    accord: watch::Receiver<Accord>,
     outcomes: OutcomeStore,
     conflicts: ConflictStatements,
     positions: watch::Receiver<Arc<Positions>>,
@@ -94,6 +97,7 @@ impl Feed {
             conflicts: ConflictStatements::of(parts.registry.iter().map(AsRef::as_ref)),
             turns: turns(&parts.pool),
             opener: parts.secret.map(|secret| Opener::new(secret, parts.pool.clone())),
+            accord: parts.accord,
             store: Store::new(parts.pool),
             registry: parts.registry,
             positions: parts.positions,
@@ -103,7 +107,19 @@ impl Feed {
 
     fn readable(&self, name: &str) -> Result<&Readable, FeedError> {
         let name = decoded(name);
-        self.domains.get(&name).ok_or(FeedError::UnknownDomain(name))
+        let readable = self.domains.get(&name).ok_or(FeedError::UnknownDomain(name))?;
+        if readable.domain.has_personal() {
+            self.may_open()?;
+        }
+        Ok(readable)
+    }
+
+    /// What is sealed under another secret would reach phones as the text that it is, and come back as somebody's words.
+    fn may_open(&self) -> Result<(), FeedError> {
+        match self.accord.borrow().is_wrong() {
+            true => Err(FeedError::OtherSecret),
+            false => Ok(()),
+        }
     }
 
     fn reading<'a>(&'a self, from: &'a Readable, caller: &'a Caller) -> Reading<'a> {
@@ -213,6 +229,7 @@ impl Feed {
 
     async fn conflict_list(&self, caller: &Caller, wait: Wait, query: &Query) -> Result<Response, FeedError> {
         let asked = Asked::of(query, &caller.tenant, &self.registry)?;
+        self.may_open()?;
         let waited = self.waited(caller, query, wait).await?;
         let _turn = self.turn(caller).await?;
         let body = self.conflicts(caller).list(&asked).await?;
@@ -220,6 +237,7 @@ impl Feed {
     }
 
     async fn one_conflict(&self, id: &str, caller: &Caller) -> Result<String, FeedError> {
+        self.may_open()?;
         let _turn = self.turn(caller).await?;
         self.conflicts(caller).one(id).await
     }

@@ -58,6 +58,9 @@ pub enum IngestError {
     /// The gateway could not hear of destroyed keys yet.
     #[error("the gateway is starting: it does not follow the topic of keys yet")]
     SealsUnready,
+    /// The gateway's secret is not the one that the deployment seals with, or it has none.
+    #[error("this gateway is not set up as the others are, and cannot take personal fields; another one can")]
+    OtherSecret,
     /// A defect of the service.
     #[error("the batch could not be taken")]
     Internal,
@@ -82,7 +85,8 @@ impl IngestError {
             | IngestError::QueueFull
             | IngestError::Undelivered
             | IngestError::SettingsUnread
-            | IngestError::SealsUnready => StatusCode::SERVICE_UNAVAILABLE,
+            | IngestError::SealsUnready
+            | IngestError::OtherSecret => StatusCode::SERVICE_UNAVAILABLE,
             IngestError::Internal => StatusCode::INTERNAL_SERVER_ERROR,
         }
     }
@@ -97,6 +101,8 @@ impl IngestError {
             | IngestError::SettingsUnread
             | IngestError::SealsUnready => Some(1),
             IngestError::Undelivered => Some(2),
+            // Somebody has to mend it.
+            IngestError::OtherSecret => Some(10),
             _ => None,
         }
     }
@@ -135,7 +141,8 @@ impl From<IngestError> for Problem {
             | IngestError::QueueFull
             | IngestError::Undelivered
             | IngestError::SettingsUnread
-            | IngestError::SealsUnready => Problem::unavailable(detail, retry_after),
+            | IngestError::SealsUnready
+            | IngestError::OtherSecret => Problem::unavailable(detail, retry_after),
             IngestError::Internal => Problem::internal(),
         }
     }
@@ -175,6 +182,7 @@ mod tests {
             (too_much(true).into(), 429, Some(2)),
             (IngestError::QueueFull, 503, Some(1)),
             (IngestError::SealsUnready, 503, Some(1)),
+            (IngestError::OtherSecret, 503, Some(10)),
             (IngestError::Undelivered, 503, Some(2)),
             (IngestError::Internal, 500, None),
         ] {

@@ -13,7 +13,7 @@ use crate::judge::{Clock, judge};
 use crate::ledger::Ledger;
 use crate::producer::{Producer, Sending};
 use crate::record::{Record, Standing};
-use crate::seals::{Seals, close};
+use crate::seals::{Seals, close, settled};
 use crate::terms::Terms;
 use chrono::{DateTime, SubsecRound, Utc};
 use deadpool_postgres::Pool;
@@ -26,7 +26,7 @@ use tidelog_events::envelope::Stamp;
 use tidelog_events::outcome::FindOutcomes;
 use tidelog_events::position::{Appended, Positions};
 use tidelog_events::receipt::Receipt;
-use tidelog_events::seal::DataKey;
+use tidelog_events::seal::{Accord, DataKey};
 use tidelog_events::settings::Settings;
 use tidelog_http::Shares;
 use tokio::runtime::{Handle, RuntimeFlavor};
@@ -55,6 +55,8 @@ pub struct IngestParts<F> {
     pub outcomes: F,
     /// What seals personal values; none where the deployment has no secret for that.
     pub seals: Option<Arc<Seals>>,
+    /// How what this gateway has stands to what the deployment seals with, from [`follow`](crate::seals::watch::follow()).
+    pub accord: watch::Receiver<Accord>,
     /// What tenants have set, from [`follow`](crate::settings::follow()).
     pub settings: watch::Receiver<Arc<Settings>>,
     /// Settings.
@@ -69,6 +71,7 @@ pub struct Ingest<F> {
     pub(crate) answers: Answers<F>,
     topic_prefix: String,
     seals: Option<Arc<Seals>>,
+    accord: watch::Receiver<Accord>,
     settings: watch::Receiver<Arc<Settings>>,
     key_ttl: Duration,
     admission: Admission,
@@ -102,6 +105,7 @@ impl<F: FindOutcomes> Ingest<F> {
             positions,
             outcomes,
             seals,
+            accord,
             settings,
             config,
         } = parts;
@@ -120,6 +124,7 @@ impl<F: FindOutcomes> Ingest<F> {
             ledger,
             topic_prefix: config.topic_prefix,
             seals,
+            accord,
             settings,
             key_ttl: config.key_ttl,
             admission: Admission::new(config.in_flight_bytes),
@@ -231,12 +236,17 @@ impl<F: FindOutcomes> Ingest<F> {
         clock: &Clock,
         terms: &Terms,
     ) -> Result<Logged, IngestError> {
+        let personal = incoming.items.has_personal(&self.registry);
         let key = match &self.seals {
-            Some(seals) if incoming.items.has_personal(&self.registry) => {
+            Some(seals) if personal => {
                 let Identity { tenant, user, .. } = &incoming.identity;
                 let key = seals.key(tenant, user).await?;
                 drill::reached("ingest.keyed");
                 Some(key)
+            }
+            None if personal => {
+                settled(&self.accord).await?;
+                None
             }
             _ => None,
         };

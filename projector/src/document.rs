@@ -128,7 +128,10 @@ mod tests {
 
     #[test]
     fn a_document_has_its_members_in_the_order_of_their_names() {
-        let names: Vec<String> = doc(r#"{"b": 1, "a": 2}"#).into_iter().map(|(name, _)| name).collect();
+        let names: Vec<String> = doc(r#"{"b": 1, "a": 2}"#)
+            .into_iter()
+            .map(|(name, _)| name)
+            .collect();
         assert_eq!(names, ["a", "b"], "which the difference of two goes by");
     }
 }

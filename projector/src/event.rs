@@ -179,7 +179,8 @@ impl Arrived {
 
     /// The record that stands for its family: what its record hangs on, or its own.
     pub(crate) fn head(&self, registry: &Registry) -> RecordKey {
-        self.parent_record(registry).unwrap_or_else(|| self.record.clone())
+        self.parent_record(registry)
+            .unwrap_or_else(|| self.record.clone())
     }
 
     /// Its identity as an event: one item of one batch.

@@ -5,6 +5,7 @@
 //! A topic that is folded again is left alone meanwhile (`lock_name`).
 
 use crate::ProjectorError;
+use crate::figures;
 use crate::log::Log;
 use crate::session::Session;
 use chrono::{DateTime, TimeDelta, Utc};
@@ -45,13 +46,29 @@ pub(crate) struct Floor {
     pub(crate) at: DateTime<Utc>,
 }
 
-/// How many rows went.
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
-pub(crate) struct Removed {
-    pub(crate) changes: i64,
-    pub(crate) tombstones: i64,
-    pub(crate) outcomes: i64,
-    pub(crate) conflicts: i64,
+/// How many rows went of each table; by its domain, or the topic's first where all domains share it.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub(crate) struct Removed(BTreeMap<(String, String), i64>);
+
+impl Removed {
+    fn add(&mut self, domain: &Domain, table: &str, rows: i64) {
+        if rows > 0 {
+            *self.0.entry((domain.name.clone(), table.to_owned())).or_default() += rows;
+        }
+    }
+
+    /// Counts them, and says so.
+    fn tell(&self, topic: &str) {
+        for ((domain, table), rows) in &self.0 {
+            figures::removed(domain, table, *rows);
+        }
+        let rows: i64 = self.0.values().sum();
+        if rows > 0 {
+            let of = self.0.iter().map(|((_, table), rows)| format!("{table} {rows}"));
+            let of = of.collect::<Vec<_>>().join(", ");
+            tracing::info!(topic, rows, of, "what is older than the history is gone");
+        }
+    }
 }
 
 /// Whoever folds a topic again holds this lock shared, and whoever removes from it holds it alone, for a bite.
@@ -68,6 +85,13 @@ pub(crate) async fn run(keeping: Keeping, mut shutdown: watch::Receiver<bool>) {
     if kept.is_empty() {
         return;
     }
+    for domain in kept
+        .iter()
+        .flat_map(|(topic, _)| keeping.registry.on_topic(topic))
+    {
+        figures::removed(&domain.name, &domain.table, 0);
+        figures::removed(&domain.name, &domain.changes_table(), 0);
+    }
     let every = Duration::from_millis(drill::number("history_ms", EVERY_MS).into());
     loop {
         tokio::select! {
@@ -79,10 +103,8 @@ pub(crate) async fn run(keeping: Keeping, mut shutdown: watch::Receiver<bool>) {
                 tidied = keeping.tidy(topic, *history) => tidied,
                 _ = shutdown.wait_for(|stop| *stop) => return,
             };
-            match tidied {
-                Ok(removed) if removed == Removed::default() => {}
-                Ok(removed) => tracing::info!(topic, ?removed, "what is older than the history is gone"),
-                Err(error) => tracing::debug!(topic, %error, "nothing is removed for now"),
+            if let Err(error) = tidied {
+                tracing::debug!(topic, %error, "nothing more is removed for now");
             }
         }
     }
@@ -97,13 +119,13 @@ fn jittered(pause: Duration) -> Duration {
 
 impl Keeping {
     /// Moves the floors of a topic, then removes what lies below them.
-    async fn tidy(&self, topic: &str, history: TimeDelta) -> Result<Removed, ProjectorError> {
+    async fn tidy(&self, topic: &str, history: TimeDelta) -> Result<(), ProjectorError> {
         let session = Session::connect(&self.database).await?;
         let client = session.client();
         let name = topic_name(&self.topic_prefix, topic);
         let lock = lock_name(&self.schema, &name);
         if !self.move_floors(client, &name, &lock, history).await? {
-            return Ok(Removed::default());
+            return Ok(());
         }
         let removal = Removal {
             client,
@@ -112,7 +134,11 @@ impl Keeping {
             floors: floors(client, "positions", &name).await?,
             lock: Some(&lock),
         };
-        removal.run().await
+        // What went before an error went all the same.
+        let mut removed = Removed::default();
+        let ended = removal.run(&mut removed).await;
+        removed.tell(topic);
+        ended
     }
 
     /// Answers whether the topic is to be gone on with.
@@ -182,10 +208,9 @@ pub(crate) struct Removal<'a> {
 
 impl Removal<'_> {
     /// Ends early where the topic begins to be folded again: what is left goes another time.
-    pub(crate) async fn run(&self) -> Result<Removed, ProjectorError> {
-        let mut removed = Removed::default();
+    pub(crate) async fn run(&self, removed: &mut Removed) -> Result<(), ProjectorError> {
         if self.floors.is_empty() {
-            return Ok(removed);
+            return Ok(());
         }
         let partitions: Vec<i32> = self.floors.iter().map(|floor| floor.partition).collect();
         let offsets: Vec<i64> = self.floors.iter().map(|floor| floor.offset).collect();
@@ -195,29 +220,42 @@ impl Removal<'_> {
             for tenant in self.client.query(&tenants(domain), &[]).await? {
                 let tenant: String = tenant.get(0);
                 let values: [&(dyn ToSql + Sync); 4] = [&partitions, &offsets, &BITE, &tenant];
-                let (changes, tombstones) = self.bites(&sql, &values).await?;
-                removed.changes += changes;
-                removed.tombstones += tombstones;
+                let changed = domain.changes_table();
+                self.bites(&sql, &values, |changes, tombstones| {
+                    removed.add(domain, &changed, changes);
+                    removed.add(domain, &domain.table, tombstones);
+                })
+                .await?;
             }
         }
+        let Some(first) = self.domains.first() else {
+            return Ok(());
+        };
         let values: [&(dyn ToSql + Sync); 4] = [&partitions, &offsets, &BITE, &self.topic];
-        removed.outcomes = self.bites(OUTCOMES, &values).await?.0;
+        self.bites(OUTCOMES, &values, |rows, _| removed.add(first, "outcomes", rows))
+            .await?;
         let values: [&(dyn ToSql + Sync); 5] = [&partitions, &offsets, &BITE, &self.topic, &times];
-        removed.conflicts = self.bites(CONFLICTS, &values).await?.0;
-        Ok(removed)
+        self.bites(CONFLICTS, &values, |rows, _| {
+            removed.add(first, "conflicts", rows)
+        })
+        .await
     }
 
-    /// Bite by bite until there is no whole one left.
-    async fn bites(&self, sql: &str, values: &[&(dyn ToSql + Sync)]) -> Result<(i64, i64), ProjectorError> {
-        let mut all = (0, 0);
+    /// Bite by bite until there is no whole one left; each is told of.
+    async fn bites(
+        &self,
+        sql: &str,
+        values: &[&(dyn ToSql + Sync)],
+        mut gone: impl FnMut(i64, i64),
+    ) -> Result<(), ProjectorError> {
         loop {
             let Some(rows) = alone(self.client, self.lock, sql, values).await? else {
-                return Ok(all);
+                return Ok(());
             };
             let bite: (i64, i64) = rows.first().map_or((0, 0), |row| (row.get(0), row.get(1)));
-            all = (all.0 + bite.0, all.1 + bite.1);
+            gone(bite.0, bite.1);
             if bite.0 < BITE {
-                return Ok(all);
+                return Ok(());
             }
             if self.lock.is_some() {
                 tokio::time::sleep(PAUSE).await;

@@ -6,12 +6,13 @@
 //! - `seals`: sealed values made comparable, pure
 //! - [`chunk`]: a stretch of the log folded in memory
 //! - [`hits`]: items that came again, counted
-//! - `load`, `kept`, `write`, `session`, `sheet`: the store
+//! - `load`, `pasts`, `kept`, `write`, `session`, `sheet`: the store
 //! - `lane`, `reading`, `flight`: the worker that carries chunks from the log to the store, one written while the next
 //!   is made ready
 //! - `consumer`, `backlog`, `ownership`: which partitions are whose, and where they stand
 //! - `notify`, `dead`: wake-ups for readers, and what could not be read
 //! - `history`: what lies beyond the history that a domain keeps, removed
+//! - `withheld`: partitions that cannot be read from where they stand; `figures`: what is counted
 //! - [`keys`]: keys of sealed values, from their topic into their table
 //! - [`log`], [`shadow`], `bulk`: a topic's log read outside the group, and folded again beside the live tables
 
@@ -24,6 +25,7 @@ mod dead;
 pub mod document;
 mod error;
 pub mod event;
+mod figures;
 mod flight;
 pub mod fold;
 mod history;
@@ -36,6 +38,7 @@ pub mod log;
 pub mod merge;
 mod notify;
 mod ownership;
+mod pasts;
 pub mod policy;
 mod reading;
 pub mod record;
@@ -82,6 +85,7 @@ pub struct ProjectorConfig {
 pub async fn run(config: ProjectorConfig, mut outer: watch::Receiver<bool>) -> Result<(), ProjectorError> {
     // The parts stop together: when the process shuts down, and when one of them fails.
     let (stop, shutdown) = watch::channel(false);
+    figures::begin(&config.registry, &config.topic_prefix);
     let progress = Arc::new(Mutex::new(HashMap::new()));
     let moved = Arc::new(Notify::new());
     let dead = Arc::new(dead::DeadLetterTopic::new(&config.brokers, &config.topic_prefix));

@@ -5,6 +5,7 @@
 
 use crate::ProjectorError;
 use crate::consumer::Context;
+use crate::figures;
 use crate::lane::{Progress, ToLane};
 use crate::ownership::{Owned, claim};
 use crate::session::Session;
@@ -39,6 +40,12 @@ impl Withheld {
     pub(crate) fn forget(&mut self, topic: &str, partitions: &[i32]) {
         self.told
             .retain(|(known, partition), _| known != topic || !partitions.contains(partition));
+        self.count(topic);
+    }
+
+    fn count(&self, topic: &str) {
+        let of_topic = self.told.keys().filter(|(known, _)| known == topic);
+        figures::withheld(topic, of_topic.count());
     }
 
     /// Something could not be read any further.
@@ -53,6 +60,7 @@ impl Withheld {
             return;
         }
         self.told.insert(at, Instant::now());
+        self.count(topic);
         match why {
             Why::Cut { begins } => tracing::error!(
                 topic,

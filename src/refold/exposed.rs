@@ -1,24 +1,17 @@
-//! What `verify --follow` finds, as metrics in Prometheus's text form. Knows what the figures are called and labelled by: topics,
+//! What `verify --follow` finds, as metrics. Knows what the figures are called and labelled by: topics,
 //! domains and partitions, never tenants. Not how they come about.
 
 use std::collections::BTreeSet;
-use std::net::SocketAddr;
 use std::sync::{Mutex, PoisonError};
 
-use anyhow::{Context, Result};
 use metrics::{counter, describe_counter, describe_gauge, gauge};
 use metrics_exporter_prometheus::{PrometheusBuilder, PrometheusRecorder};
-use tidelog_http::Limits;
 use tokio::net::TcpListener;
 use tokio::sync::watch;
-use warp::Filter;
 
 use super::verify::Verified;
-use crate::shutdown::stopped;
+use crate::figures;
 use crate::version::{COMMIT, RELEASE};
-
-/// Connections of whoever collects; there are few of them.
-const CONNECTIONS: usize = 16;
 
 /// A domain's name and its table.
 pub(super) type Named = (String, String);
@@ -114,27 +107,10 @@ impl Exposed {
         self.up(true);
     }
 
-    /// Serves them under `/metrics` until `stop`.
+    /// Serves them until `stop`.
     pub(super) async fn serve(&self, listener: TcpListener, stop: watch::Receiver<bool>) {
-        let handle = self.recorder.handle();
-        let page = warp::path!("metrics").and(warp::get()).map(move || {
-            let text = handle.render();
-            warp::reply::with_header(text, "content-type", "text/plain; version=0.0.4; charset=utf-8")
-        });
-        let limits = Limits {
-            max_connections: CONNECTIONS,
-            shutdown_deadline: std::time::Duration::from_secs(1),
-            ..Limits::default()
-        };
-        tidelog_http::serve(listener, page, limits, stopped(stop)).await;
+        figures::serve(self.recorder.handle(), listener, stop).await;
     }
-}
-
-/// Binds the address.
-pub(super) async fn listen(address: SocketAddr) -> Result<TcpListener> {
-    let listener = TcpListener::bind(address).await;
-    listener
-        .with_context(|| format!("cannot listen on {address}: choose another address with --metrics-listen"))
 }
 
 /// The domain and partition that a row is counted under. A table that all domains share counts under the topic's first domain,

@@ -10,9 +10,10 @@ use tidelog_projector::shadow::{Passed, Rate, Selection, Shadow};
 use tokio::sync::watch;
 use tokio_postgres::Client;
 
-use super::exposed::{self, Exposed, Named};
+use super::exposed::{Exposed, Named};
 use super::verify::{self, Verified, VerifyArgs};
 use super::{Pace, ahead};
+use crate::figures;
 use crate::output::{self, Output};
 use crate::shutdown::stopped;
 
@@ -56,7 +57,7 @@ pub(super) async fn run(
     let Some(address) = args.metrics_listen else {
         return rounds(args, registry, topics, &gently, &stop).await;
     };
-    let listener = exposed::listen(address).await?;
+    let listener = figures::listen(address).await?;
     tracing::info!(%address, "metrics are under /metrics");
     tokio::select! {
         ended = rounds(args, registry, topics, &gently, &stop) => ended,

@@ -30,6 +30,8 @@ use crate::{database, domains};
 
 /// Held in memory unless told.
 const MEMORY_MB: u32 = 512;
+/// The same beside a service that is not to feel it.
+const GENTLE_MEMORY_MB: u32 = 64;
 
 /// Where the log and the tables are, and how hard to work.
 #[derive(Args, Clone, Debug)]
@@ -38,8 +40,9 @@ pub(crate) struct Ground {
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u16).range(1..=64))]
     jobs: Option<u16>,
     /// Megabytes of what is folded that may be held in memory before it is written: the more, the fewer rows are written twice
-    #[arg(long, value_name = "MB", default_value_t = MEMORY_MB, value_parser = clap::value_parser!(u32).range(16..=1_000_000))]
-    memory: u32,
+    /// [default: 512; with `verify --follow` 64]
+    #[arg(long, value_name = "MB", value_parser = clap::value_parser!(u32).range(16..=1_000_000))]
+    memory: Option<u32>,
     #[command(flatten)]
     pub(crate) kafka: KafkaSettings,
     #[command(flatten)]
@@ -67,11 +70,16 @@ impl Ground {
     ) -> Ground {
         Ground {
             jobs,
-            memory: MEMORY_MB,
+            memory: None,
             kafka: kafka.clone(),
             database: database.clone(),
             domains: domains.clone(),
         }
+    }
+
+    /// Holds little in memory, unless it was told how much.
+    pub(crate) fn gently(&mut self) {
+        self.memory.get_or_insert(GENTLE_MEMORY_MB);
     }
 
     /// How much is done at once.
@@ -112,7 +120,7 @@ impl Ground {
             instance: INSTANCE.clone(),
             partitions,
             jobs: self.jobs(),
-            memory: (self.memory as usize) << 20,
+            memory: (self.memory.unwrap_or(MEMORY_MB) as usize) << 20,
             scratch,
         }))
     }

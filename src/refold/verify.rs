@@ -105,13 +105,14 @@ pub(super) struct Verified {
 }
 
 /// Runs the command.
-pub(crate) async fn run(args: VerifyArgs) -> Result<ExitCode> {
+pub(crate) async fn run(mut args: VerifyArgs) -> Result<ExitCode> {
     let registry = args.ground.registry()?;
     let topics = match &args.domain {
         Some(name) => vec![named(&registry, name)?.topic.clone()],
         None => registry.topics().into_iter().map(str::to_owned).collect(),
     };
     if args.follow {
+        args.ground.gently();
         until_signal(LEAVE, async |stop| {
             follow::run(&args, &registry, &topics, stop).await
         })

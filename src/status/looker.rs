@@ -14,7 +14,7 @@ use tidelog_events::topic_name;
 use tokio_postgres::Client;
 
 use super::projection::{self, Applied, Keys, Projection};
-use super::{Partition, Status};
+use super::{Partition, Status, Withheld};
 use crate::kafka::Cluster;
 use crate::look::{places, time};
 use crate::migrate::connected;
@@ -30,6 +30,7 @@ const KEYS_REST: u32 = 20;
 /// What the log holds.
 #[derive(Clone, Default)]
 struct Ends {
+    begins: BTreeMap<TopicPartition, i64>,
     ends: BTreeMap<TopicPartition, i64>,
     missing_topics: Vec<String>,
 }
@@ -249,6 +250,7 @@ impl Looker {
         if domains.is_empty() {
             return None;
         }
+        let begin_offset = self.ends.begins.get(at).copied();
         let end_offset = self.ends.ends.get(at).copied();
         let next_offset = applied.map_or(0, |applied| applied.next_offset);
         let behind = end_offset.map_or(0, |end| end - next_offset);
@@ -267,6 +269,7 @@ impl Looker {
             domains: domains.iter().map(|domain| domain.name.clone()).collect(),
             partition: at.partition,
             next_offset,
+            begin_offset,
             end_offset,
             lag: behind.max(0),
             lag_seconds,
@@ -278,6 +281,7 @@ impl Looker {
             fold_version: applied.map(|applied| applied.fold_version),
             applied_through: through.map(time),
             behind_seconds: through.map(seconds),
+            withheld: Withheld::of(next_offset, begin_offset, end_offset),
             beyond_end: behind < 0,
         })
     }
@@ -294,7 +298,7 @@ async fn bounded<T>(work: impl Future<Output = Result<T>>) -> Result<T> {
     }
 }
 
-/// The log's ends, and the topics that are not there.
+/// Where the log begins and ends, and the topics that are not there.
 async fn ends(cluster: &mut Option<Cluster>, kafka: &KafkaSettings, registry: &Registry) -> Result<Ends> {
     let cluster = match cluster {
         Some(cluster) => cluster,
@@ -312,8 +316,10 @@ async fn ends(cluster: &mut Option<Cluster>, kafka: &KafkaSettings, registry: &R
             })),
         }
     }
+    let (begins, ends) = tokio::join!(cluster.begin_offsets(wanted.clone()), cluster.end_offsets(wanted));
     Ok(Ends {
-        ends: cluster.end_offsets(wanted).await?,
+        begins: begins?,
+        ends: ends?,
         missing_topics,
     })
 }

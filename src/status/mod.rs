@@ -113,6 +113,8 @@ pub(crate) struct Partition {
     pub(crate) partition: i32,
     /// What the fold takes next.
     pub(crate) next_offset: i64,
+    /// The first offset that the log still has; absent where the topic is not there.
+    pub(crate) begin_offset: Option<i64>,
     /// After the last record of the log; absent where the topic is not there.
     pub(crate) end_offset: Option<i64>,
     /// The difference.
@@ -133,8 +135,30 @@ pub(crate) struct Partition {
     pub(crate) applied_through: Option<String>,
     /// How long ago that was, in seconds.
     pub(crate) behind_seconds: Option<f64>,
+    /// Why projectors do not read it, where the log does not have its position.
+    pub(crate) withheld: Option<Withheld>,
     /// The position lies after the log's end: the topic was made anew, or this is another cluster.
     pub(crate) beyond_end: bool,
+}
+
+/// Why a partition is not read: as projectors see it, which leave alone what they cannot read from where it stands.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "lowercase")]
+pub(crate) enum Withheld {
+    /// The log begins after the position: what stood between was deleted and is not applied.
+    Cut,
+    /// The log ends before the position: it was lost or made anew, or this is another cluster.
+    Beyond,
+}
+
+impl Withheld {
+    fn of(position: i64, begins: Option<i64>, ends: Option<i64>) -> Option<Withheld> {
+        match (begins, ends) {
+            (_, Some(ends)) if position > ends => Some(Withheld::Beyond),
+            (Some(begins), _) if position < begins => Some(Withheld::Cut),
+            _ => None,
+        }
+    }
 }
 
 /// An owner that was not heard of for so many seconds is gone, or cannot reach Postgres.
@@ -156,8 +180,12 @@ impl Partition {
     /// What is wrong with it, the worst first.
     pub(crate) fn complaints(&self) -> Vec<String> {
         let mut wrong = Vec::new();
-        if self.beyond_end {
-            wrong.push("beyond the log's end".to_owned());
+        match (self.withheld, self.begin_offset) {
+            (Some(Withheld::Beyond), _) => wrong.push("withheld: beyond the log's end".to_owned()),
+            (Some(Withheld::Cut), Some(begins)) => {
+                wrong.push(format!("withheld: the log begins at {begins}"))
+            }
+            _ => {}
         }
         match (&self.owner, self.silence()) {
             (None, _) => wrong.push("no owner".to_owned()),
@@ -197,11 +225,21 @@ pub(crate) async fn run(args: StatusArgs) -> Result<()> {
     for topic in &status.missing_topics {
         eprintln!("warning: the topic {topic} is not there: `tidelog topics` makes it");
     }
-    for partition in status.partitions.iter().filter(|partition| partition.beyond_end) {
-        eprintln!(
-            "warning: {} partition {} has been applied up to {}, beyond the log's end: was the topic made anew?",
-            partition.topic, partition.partition, partition.next_offset
+    for partition in &status.partitions {
+        let (place, applied) = (
+            format!("{} partition {}", partition.topic, partition.partition),
+            partition.next_offset,
         );
+        match partition.withheld {
+            Some(Withheld::Beyond) => eprintln!(
+                "warning: {place} has been applied up to {applied}, beyond the log's end: was the topic made anew? It is not read"
+            ),
+            Some(Withheld::Cut) => eprintln!(
+                "warning: {place} has been applied up to {applied}, and the log begins at {}: what stood between was deleted. It is not read",
+                partition.begin_offset.unwrap_or_default()
+            ),
+            None => {}
+        }
     }
     args.output.output.print(&status, |status| text(status, args.all))
 }
@@ -287,6 +325,13 @@ fn totals(status: &Status) -> String {
     );
     if let Some(seconds) = status.lag_seconds.filter(|_| status.lag > 0) {
         text.push_str(&format!(", the oldest logged {seconds} s ago"));
+    }
+    match status.partitions.iter().filter(|p| p.withheld.is_some()).count() {
+        0 => {}
+        withheld => {
+            let partitions = counted(withheld, "partition", "partitions");
+            text.push_str(&format!(", {partitions} withheld"));
+        }
     }
     if let Some(rate) = status.rate {
         text.push_str(&format!(", {rate} applied a second"));
@@ -379,6 +424,7 @@ mod tests {
             domains: vec![],
             partition,
             next_offset,
+            begin_offset: Some(0),
             end_offset: Some(end),
             lag: end - next_offset,
             lag_seconds: Some(if end > next_offset { 4.0 } else { 0.0 }),
@@ -389,8 +435,21 @@ mod tests {
             behind_seconds: Some(2.0),
             owner: Some("host-1".into()),
             applied_through: through.map(str::to_owned),
+            withheld: None,
             beyond_end: false,
         }
+    }
+
+    #[test]
+    fn a_partition_whose_position_the_log_does_not_have_is_withheld() {
+        let of = |position| Withheld::of(position, Some(7), Some(20));
+        assert_eq!([of(7), of(20)], [None, None]);
+        assert_eq!([of(6), of(21)], [Some(Withheld::Cut), Some(Withheld::Beyond)]);
+        assert_eq!(Withheld::of(0, None, None), None, "the topic is not there");
+        let mut cut = partition("a", 0, 6, 20, None);
+        (cut.withheld, cut.begin_offset) = (of(6), Some(7));
+        assert_eq!(cut.complaints(), ["withheld: the log begins at 7", "behind"]);
+        assert!(totals(&status(vec![cut])).ends_with(", 1 partition withheld"));
     }
 
     fn status(partitions: Vec<Partition>) -> Status {

@@ -145,7 +145,7 @@ fn lines(status: &Status, (columns, rows): (usize, usize)) -> Vec<String> {
 /// Sorts what is wrong to the top: no reading at all, then lag by age and number, then dead letters, then the rest by name.
 fn urgency(partition: &Partition) -> impl Ord + use<> {
     let complaints = partition.complaints();
-    let stands = partition.beyond_end || complaints.iter().any(|why| why.contains("owner"));
+    let stands = partition.withheld.is_some() || complaints.iter().any(|why| why.contains("owner"));
     let behind = complaints.iter().any(|why| why == "behind");
     (
         std::cmp::Reverse((stands, behind, partition.dead_letters > 0)),
@@ -183,6 +183,7 @@ mod tests {
             domains: vec![],
             partition: number,
             next_offset: 10,
+            begin_offset: Some(0),
             end_offset: Some(10 + lag),
             lag,
             lag_seconds: Some(if lag > 0 { 30.0 } else { 0.0 }),
@@ -193,6 +194,7 @@ mod tests {
             fold_version: Some(1),
             applied_through: None,
             behind_seconds: None,
+            withheld: None,
             beyond_end: false,
         }
     }

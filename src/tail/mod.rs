@@ -196,7 +196,10 @@ async fn print(
     postgres: &mut waiting::Postgres,
 ) -> Result<()> {
     let mut waiting = waiting::Waiting::default();
-    let opener = opening::opener(&args.database, &args.seal)?.filter(|_| args.payload);
+    let opener = match args.payload {
+        true => opening::opener(&args.kafka, &args.database, &args.seal).await?,
+        false => None,
+    };
     let (mut left, mut ended) = (args.limit.unwrap_or(u64::MAX), None);
     while ended.is_none() || waiting.len() > 0 {
         if ended.is_none() && waiting.len() < WAITING {

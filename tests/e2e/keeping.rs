@@ -11,6 +11,7 @@ use tidelog_http::auth::Role;
 use uuid::Uuid;
 
 use crate::support::eventually;
+use crate::support::http::Http;
 use crate::support::phone::{Phone, Replica, tenant};
 use crate::support::service::{Deployment, Service};
 
@@ -270,4 +271,228 @@ async fn what_is_older_than_a_domains_history_goes_and_nobody_misses_a_change() 
         .await;
     assert_eq!(rows, 0, "what a rebuild brings back goes as well");
     verified(&service.deployment);
+}
+
+const PLANS: &str = r#"
+domain = "plans"
+kind = "entity"
+topic = "sync.plans.v1"
+history = "8s"
+delete_flag = "is_deleted"
+
+[fields]
+place = { type = "string" }
+is_deleted = { type = "boolean" }
+"#;
+
+const STEPS: &str = r#"
+domain = "steps"
+kind = "entity"
+topic = "sync.plans.v1"
+history = "6s"
+delete_flag = "is_deleted"
+
+[parent]
+domain = "plans"
+field = "plan"
+
+[fields]
+plan = { type = "uuid", required = true }
+note = { type = "string" }
+is_deleted = { type = "boolean" }
+"#;
+
+const READINGS: &str = r#"
+domain = "readings"
+kind = "telemetry"
+topic = "telemetry.readings.v1"
+history = "8s"
+identity = ["reading_id"]
+
+[fields]
+reading_id = { type = "string", min = 1, max = 100, required = true }
+timestamp = { type = "datetime", required = true, column = true }
+value = { type = "number" }
+"#;
+
+const THREE: [&str; 3] = ["plans", "steps", "readings"];
+
+/// Plans with a step each and readings, in every partition, until it is told to stop.
+async fn make_plans(phone: Phone, stop: Arc<AtomicBool>) {
+    while !stop.load(Ordering::Relaxed) {
+        let ids: Vec<Uuid> = (0..12).map(|_| Uuid::new_v4()).collect();
+        let items = |item: fn(&Uuid) -> Value| ids.iter().map(|id| item(id).to_string()).collect::<Vec<_>>();
+        let plans = items(|id| json!({"mobile_id": id, "place": "Roof"}));
+        let steps = items(|id| json!({"mobile_id": Uuid::new_v4(), "plan": id, "note": "Look"}));
+        let readings = items(|id| json!({"reading_id": id, "timestamp": "2026-03-01T10:00:00Z", "value": 1}));
+        for (domain, items) in THREE.iter().zip([plans, steps, readings]) {
+            phone.post(domain, &items).await.expect(200);
+        }
+        tokio::time::sleep(Duration::from_millis(250)).await;
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_hangs_on_a_record_and_what_only_comes_in_keep_their_history_as_well() {
+    let figures = format!("127.0.0.1:{}", Deployment::new("keeping-figures").port);
+    let deployment = deployment_with("keeping-three", "plans.toml", PLANS)
+        .with("TIDELOG_DRILL_NUMBERS", "history_ms=300")
+        .with("TIDELOG_METRICS_LISTEN", figures.clone());
+    for (file, text) in [("steps.toml", STEPS), ("readings.toml", READINGS)] {
+        std::fs::write(deployment.dir.join("domains").join(file), text).expect("a file");
+    }
+    let service = Service::of(deployment);
+    let acme = tenant("keeping-three");
+    let asha = Phone::new(&service.deployment, &acme, "asha");
+    let ben = Phone::new(&service.deployment, &acme, "ben");
+    // Asha's plan with a step of Ben's, which goes from sight with it; and a reading.
+    let (plan, step, reading) = (Uuid::new_v4(), Uuid::new_v4(), Uuid::new_v4().to_string());
+    let read = json!({"reading_id": reading, "timestamp": "2026-03-01T10:00:00Z", "value": 7.5}).to_string();
+    let mut batches = Vec::new();
+    for (phone, domain, item) in [
+        (
+            &asha,
+            "plans",
+            json!({"mobile_id": plan, "place": "Stairwell B"}).to_string(),
+        ),
+        (
+            &ben,
+            "steps",
+            json!({"mobile_id": step, "plan": plan, "note": "Paint"}).to_string(),
+        ),
+        (&asha, "readings", read.clone()),
+    ] {
+        let answer = phone.post(domain, &[item]).await.expect(200).json();
+        batches.push(answer["batch_id"].as_str().expect("an id").to_owned());
+    }
+    asha.record("steps", &step.to_string()).await.expect(200);
+    let mut cursors = Vec::new();
+    for domain in THREE {
+        let mut replica = Replica::default();
+        replica.catch_up(&asha, domain, 100).await;
+        assert_eq!(replica.records.len(), 1, "{domain}");
+        cursors.push(replica.cursor.expect("a cursor"));
+    }
+    let gone = json!({"mobile_id": plan, "version": 1, "is_deleted": true}).to_string();
+    asha.post("plans", &[gone]).await.expect(200);
+    for phone in [&asha, &ben] {
+        phone.record("steps", &step.to_string()).await.expect(404);
+    }
+
+    let stop = Arc::new(AtomicBool::new(false));
+    let working = tokio::spawn(make_plans(
+        Phone::new(&service.deployment, &acme, "carl"),
+        stop.clone(),
+    ));
+    let db = service.deployment.db().await;
+    eventually("all partitions have forgotten the beginning", async || {
+        let floors = "SELECT count(*) FROM positions WHERE feed_floor > 10 AND (topic LIKE '%plans%' OR topic LIKE '%readings%')";
+        let tombs = "SELECT count(*) FROM plans WHERE mobile_id = $1";
+        let left = "SELECT (SELECT count(*) FROM steps_changes WHERE mobile_id = $1) + (SELECT count(*) FROM readings_changes WHERE item_id = $2)";
+        (db.count(floors, &[]).await == 6
+            && db.count(tombs, &[&plan]).await == 0
+            && db.count(left, &[&step, &reading]).await == 0)
+            .then_some(())
+    })
+    .await;
+
+    for (domain, cursor) in THREE.iter().zip(&cursors) {
+        let path = format!("/api/v1/{domain}/changes?cursor={cursor}");
+        let told = asha.get(&path).await;
+        told.expect_problem(410, "gone-cursor", "starts anew with everything");
+    }
+    for (phone, batch) in [&asha, &ben, &asha].into_iter().zip(&batches) {
+        let receipt = phone.get(&format!("/api/v1/sync/batches/{batch}")).await;
+        receipt.expect_problem(410, "gone-batch", "longer ago than is kept");
+    }
+    // Whoever begins anew has what there is: of what is forgotten nothing but what is there still.
+    for (domain, id, there) in [
+        ("plans", plan.to_string(), false),
+        ("steps", step.to_string(), false),
+        ("readings", reading.clone(), true),
+    ] {
+        let mut replica = Replica::default();
+        replica.catch_up(&asha, domain, 100).await;
+        assert_eq!(replica.records.contains_key(&id), there, "{domain}");
+        asha.record(domain, &id)
+            .await
+            .expect(if there { 200 } else { 404 });
+    }
+    // A reading that comes again is the one that is there.
+    let key = Uuid::new_v4().to_string();
+    let again = asha
+        .post_keyed("readings", &key, &[read])
+        .await
+        .expect(200)
+        .json();
+    println!("a reading again: {again}");
+    let rows = "SELECT count(*) FROM readings WHERE item_id = $1";
+    assert_eq!(db.count(rows, &[&reading]).await, 1, "{again}");
+    let shown = asha.record("readings", &reading).await.expect(200).json();
+    assert_eq!(shown["value"], 7.5, "{shown}");
+    // The step is not gone with the plan: its owner may go on with it, alone until there is such a plan.
+    let more = json!({"mobile_id": step, "plan": plan, "version": 1, "note": "Paint it green"}).to_string();
+    let told = ben.post("steps", &[more]).await.expect(200).json();
+    assert_eq!(told["synced_items"][0]["status"], "updated", "{told}");
+    let mine = ben.record("steps", &step.to_string()).await.expect(200).json();
+    assert_eq!(
+        (&mine["note"], &mine["version"]),
+        (&json!("Paint it green"), &json!(2)),
+        "{mine}"
+    );
+    asha.record("steps", &step.to_string()).await.expect(404);
+    let anew = json!({"mobile_id": plan, "place": "Stairwell C"}).to_string();
+    let told = asha.post("plans", &[anew]).await.expect(200).json();
+    assert_eq!(
+        (
+            &told["synced_items"][0]["status"],
+            &told["synced_items"][0]["server_version"]
+        ),
+        (&json!("created"), &json!(1)),
+        "{told}"
+    );
+    asha.record("steps", &step.to_string()).await.expect(200);
+
+    stop.store(true, Ordering::Relaxed);
+    working.await.expect("the work went well");
+    for domain in ["plans", "readings"] {
+        let ran = service.deployment.run(&["verify", "--domain", domain]);
+        assert_eq!(ran.code, 0, "{ran:?}");
+        let rebuilt = service
+            .deployment
+            .run(&["rebuild", "--domain", domain, "--output", "json"]);
+        assert_eq!(rebuilt.json()["differences"], json!([]), "{domain}");
+    }
+    asha.record("steps", &step.to_string()).await.expect(200);
+
+    // It is told how much went.
+    let log = service.process.log();
+    assert!(log.contains("what is older than the history is gone"), "{log}");
+    let page = Http::new(format!("http://{figures}"));
+    let page = page
+        .send(Method::GET, "/metrics", &[], bytes::Bytes::new())
+        .await
+        .expect(200)
+        .text();
+    let removed = |domain: &str, table: &str| {
+        let line = format!("tidelog_history_removed_rows_total{{domain=\"{domain}\",table=\"{table}\"}} ");
+        let number = page.lines().find_map(|told| told.strip_prefix(line.as_str()));
+        number
+            .unwrap_or_else(|| panic!("{line} in\n{page}"))
+            .parse::<u64>()
+            .expect("a number")
+    };
+    for domain in THREE {
+        assert!(removed(domain, &format!("{domain}_changes")) > 12, "{page}");
+    }
+    assert_eq!(
+        (
+            removed("plans", "plans"),
+            removed("steps", "steps"),
+            removed("readings", "readings")
+        ),
+        (1, 0, 0),
+        "{page}"
+    );
+    assert_eq!(service.process.terminate(), 0);
 }

@@ -27,6 +27,7 @@ mod own_domain;
 mod reading;
 mod rebuilding;
 mod resolving;
+mod seal_secrets;
 mod settings;
 mod tailing;
 mod tracing;

@@ -11,6 +11,7 @@ use uuid::Uuid;
 
 use crate::crew::{self, Crew};
 use crate::support::eventually;
+use crate::support::http::Http;
 use crate::support::items::DOMAINS;
 use crate::support::kafka::{delete_before, end_offsets};
 use crate::support::phone::{Phone, Replica, tenant};
@@ -210,6 +211,8 @@ async fn a_lost_database_comes_back_from_snapshots_and_a_bounded_log() {
         .await;
     deployment.run(&["migrate"]).ok();
 
+    let figures = format!("127.0.0.1:{}", Deployment::new("bounded-figures").port);
+    let deployment = deployment.with("TIDELOG_METRICS_LISTEN", figures.clone());
     // It serves, and takes what comes; and it does not pretend that the log begins where it does not.
     let process = deployment.start_listening("serve", "/readyz");
     eventually("it says so", async || {
@@ -220,6 +223,27 @@ async fn a_lost_database_comes_back_from_snapshots_and_a_bounded_log() {
     })
     .await;
     let entries = [(DOMAINS[3].item)(899).text];
+    let status = deployment.run(&["status", "--all"]).ok();
+    assert!(status.contains("partitions withheld"), "{status}");
+    let status = deployment.run(&["status", "--output", "json"]).json();
+    let helpdesk = status["partitions"].as_array().expect("partitions").iter();
+    let mut helpdesk = helpdesk.filter(|partition| partition["domains"] == json!(["helpdesk"]));
+    assert!(
+        helpdesk
+            .all(|partition| partition["withheld"] == "cut" && partition["begin_offset"].as_i64() > Some(0)),
+        "{status}"
+    );
+    let page = format!("http://{figures}");
+    let figure = async |topic: &str| {
+        let http = Http::new(page.clone());
+        let page = http.send(http::Method::GET, "/metrics", &[], bytes::Bytes::new());
+        let line = format!("tidelog_withheld_partitions{{topic=\"{topic}\"}} ");
+        let page = page.await.expect(200).text().to_owned();
+        let line = page.lines().find_map(|told| told.strip_prefix(&line));
+        line.map(|number| number.parse::<f64>().expect("a number"))
+    };
+    let helpdesk = deployment.topic("sync.helpdesk.v1");
+    assert_eq!(figure(&helpdesk).await, Some(3.0));
     let answer = phone
         .send_batch("helpdesk", &[("prefer", "wait=0")], phone.batch(&entries))
         .await;
@@ -267,6 +291,10 @@ async fn a_lost_database_comes_back_from_snapshots_and_a_bounded_log() {
         );
     }
     crew::all_applied(&deployment).await;
+    eventually("nothing is withheld any more", async || {
+        (figure(&helpdesk).await == Some(0.0)).then_some(())
+    })
+    .await;
     let mut now = projection(&deployment).await;
     for (table, rows) in &before {
         let now = now.remove(table).expect("a table");

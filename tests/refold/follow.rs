@@ -22,6 +22,10 @@ struct Follower {
 
 impl Follower {
     fn start(deployment: &Deployment, name: &str, every: &str) -> Follower {
+        Follower::at_rate(deployment, name, every, "5000")
+    }
+
+    fn at_rate(deployment: &Deployment, name: &str, every: &str, rate: &str) -> Follower {
         let port = Deployment::new("follow-port").port;
         let listen = format!("127.0.0.1:{port}");
         let args = [
@@ -30,7 +34,7 @@ impl Follower {
             "--domain",
             "helpdesk",
             "--rate",
-            "5000",
+            rate,
             "--every",
             every,
             "--metrics-listen",
@@ -200,6 +204,99 @@ async fn postgres_may_go_and_come_and_a_killed_run_is_cleaned_up_after() {
     let since = std::time::Instant::now();
     assert_eq!(next.process.terminate(), 0);
     assert!(since.elapsed() < Duration::from_secs(10), "{:?}", since.elapsed());
+}
+
+/// The ports that a process speaks from.
+fn ports(pid: i32) -> Vec<i32> {
+    let socket = |entry: std::io::Result<std::fs::DirEntry>| {
+        let link = std::fs::read_link(entry.ok()?.path()).ok()?;
+        let inode = link.to_str()?.strip_prefix("socket:[")?.strip_suffix(']')?;
+        Some(inode.to_owned())
+    };
+    let sockets: Vec<String> = std::fs::read_dir(format!("/proc/{pid}/fd"))
+        .expect("a process")
+        .filter_map(socket)
+        .collect();
+    let port = |line: &str| {
+        let words: Vec<&str> = line.split_whitespace().collect();
+        let ours = sockets.iter().any(|inode| inode == words[9]);
+        let (_, port) = words[1].rsplit_once(':').filter(|_| ours)?;
+        i32::from_str_radix(port, 16).ok()
+    };
+    let table = std::fs::read_to_string("/proc/net/tcp").expect("a table of sockets");
+    table.lines().skip(1).filter_map(port).collect()
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn connections_that_break_amid_a_fold_count_nothing_that_was_not_read() {
+    const BATCH: usize = 100;
+    const EVENTS: f64 = 1500.0;
+    /// A second; so that a fold lasts some seconds, and what is done again is not caught up with before it is counted.
+    const RATE: &str = "300";
+    const READ: &str = "tidelog_verify_events_total";
+    const COMPLETED: &str = "tidelog_verify_last_completed_timestamp_seconds";
+    /// Whoever has written into the look's tables and not committed yet: what it has folded has to be done again.
+    const WRITERS: &str = "SELECT DISTINCT pg_terminate_backend(l.pid) FROM pg_locks l JOIN pg_class c ON c.oid = l.relation \
+                           JOIN pg_namespace n ON n.oid = c.relnamespace \
+                           WHERE n.nspname = $1 AND c.relname = 'helpdesk_changes' AND l.mode = 'RowExclusiveLock'";
+    const ALL: &str = "SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE client_port = ANY($1)";
+    let service = Service::start("follow-broken");
+    let deployment = &service.deployment;
+    let phone = Phone::new(deployment, &tenant("broken"), "asha");
+    for _ in 0..EVENTS as usize / BATCH {
+        phone.post("helpdesk", &tickets(BATCH)).await.expect(200);
+    }
+    let db = deployment.db().await;
+    let follower = Follower::at_rate(deployment, "verify-broken", "200ms", RATE);
+    let schema = format!("{}_verify_helpdesk", deployment.schema);
+    let mut read = 0.0;
+    let mut count = async || {
+        let now = follower.sum(READ).await.expect("a page");
+        assert!((0.0..=EVENTS).contains(&(now - read)), "{read} and then {now}");
+        read = now;
+        now
+    };
+    // Its writers, when some is counted: what they did is read again, and the look comes to its end.
+    follower.becomes(READ, |events| events > 0.0).await;
+    let broken = eventually("a writer's connection is broken", async || {
+        let broken = db.rows(WRITERS, &[&schema]).await.len();
+        (broken > 0).then_some(broken)
+    })
+    .await;
+    eventually("the look is made", async || {
+        count().await;
+        follower.sum(COMPLETED).await
+    })
+    .await;
+    let once = count().await;
+    let log = follower.process.log();
+    assert!(log.contains("gone on with step by step"), "{log}");
+    assert_eq!(follower.sum("tidelog_verify_failed_runs_total").await, Some(0.0));
+    assert_eq!(follower.sum("tidelog_verify_differences").await, Some(0.0));
+
+    // All that it has: the look is given up, and another one is made.
+    follower.becomes(READ, |events| events > once).await;
+    let all = db.rows(ALL, &[&ports(follower.process.pid())]).await.len();
+    follower
+        .becomes("tidelog_verify_failed_runs_total", |runs| runs > 0.0)
+        .await;
+    let given_up = count().await;
+    let last = follower.sum(COMPLETED).await.expect("a time");
+    eventually("another look is made", async || {
+        count().await;
+        follower.sum(COMPLETED).await.filter(|at| *at > last)
+    })
+    .await;
+    println!(
+        "{broken} writers broken: {once} events read for a look of {EVENTS}; then all {all} connections: {given_up}, and {}",
+        count().await
+    );
+    assert!((EVENTS..=2.0 * EVENTS).contains(&once), "{once}");
+    follower.becomes("tidelog_verify_up", |up| up == 1.0).await;
+    assert_eq!(follower.sum("tidelog_verify_differences").await, Some(0.0));
+    assert_eq!(follower.sum("tidelog_verify_records").await, Some(EVENTS));
+    assert_eq!(follower.process.terminate(), 0);
+    assert_eq!(schemas(deployment).await, 0);
 }
 
 #[tokio::test]

@@ -7,7 +7,9 @@
 //! - [`mod@close`]: an item sealed; [`mod@open`]: a document opened
 //! - [`adopt`]: a value that did not change keeps its first seal
 //! - [`record`]: a key as a record of its topic
+//! - [`accord`]: which secret the deployment seals with, told by that topic
 
+pub mod accord;
 pub mod adopt;
 pub mod close;
 pub mod form;
@@ -15,6 +17,7 @@ pub mod open;
 pub mod record;
 pub mod secret;
 
+pub use accord::{Accord, Witness};
 pub use adopt::{Seals, content};
 pub use close::{MAX_SEALED_BYTES, Sealing};
 pub use open::{Found, KeySource, Opened, UnknownKey, holds_plain, open, wanted};

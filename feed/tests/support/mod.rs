@@ -97,6 +97,7 @@ pub async fn stage_in(url: &str, schema: &str, fresh: bool) -> Stage {
     tokio::spawn(work);
     let parts = FeedParts {
         secret: None,
+        accord: tokio::sync::watch::channel(tidelog_events::seal::Accord::Unused).1,
         registry: registry.clone(),
         pool: pool.clone(),
         positions: positions.clone(),

@@ -1,9 +1,10 @@
 //! Personal values on their way into the log: sealed under a key of the user who sends them. A key is made at a user's first
 //! batch and lies in the log, wrapped, before anything that is under it; so taking a batch needs the log alone. Each process
-//! makes keys of its own, and a fold knows equal values under different ones by their tags.
+//! makes keys of its own, and a fold knows equal values under different ones by their tags. Where the deployment seals with
+//! another secret, nothing is taken.
 //!
 //! - here: keys, as many as are in use, and how one is made
-//! - [`watch`]: keys that were destroyed are forgotten
+//! - [`watch`]: which secret the deployment seals with; keys that were destroyed are forgotten
 //! - `close`: the items of a batch, sealed
 //! - [`Destroyer`]: destroying keys
 //!
@@ -28,9 +29,10 @@ use std::time::Duration;
 use tidelog_events::ids::{TenantId, UserId};
 use tidelog_events::seal::record::{self, KeyName};
 use tidelog_events::seal::secret::RANDOM_BYTES;
-use tidelog_events::seal::{DataKey, KEYS_TOPIC, STORE_KEYS, SealSecret};
+use tidelog_events::seal::{Accord, DataKey, KEYS_TOPIC, STORE_KEYS, SealSecret, accord};
 use tidelog_events::topic_name;
 use tokio::sync::{OnceCell, watch as signal};
+use uuid::Uuid;
 
 /// The users whose keys are held at once. For one more, the longest unused is forgotten, and that user gets a new one.
 const MOST_KEYS: NonZeroUsize = match NonZeroUsize::new(20_000) {
@@ -38,7 +40,7 @@ const MOST_KEYS: NonZeroUsize = match NonZeroUsize::new(20_000) {
     None => NonZeroUsize::MIN,
 };
 
-/// How long a batch waits until this process can learn of destroyed keys.
+/// How long a batch waits until this process knows which secret it is, and can learn of destroyed keys.
 const READY: Duration = Duration::from_secs(5);
 
 type Slot = Arc<OnceCell<Arc<DataKey>>>;
@@ -50,17 +52,18 @@ pub struct Seals {
     pool: Pool,
     topic: String,
     keys: Mutex<LruCache<(TenantId, UserId), Slot>>,
-    watching: signal::Receiver<bool>,
+    accord: signal::Receiver<Accord>,
+    said: OnceCell<()>,
 }
 
 impl Seals {
-    /// `pool` is the one of the write side; `watching` tells that destroyed keys are heard of, from [`watch::follow`].
+    /// `pool` is the one of the write side; `accord` is from [`watch::follow`].
     pub fn new(
         secret: Arc<SealSecret>,
         producer: Arc<Producer>,
         pool: Pool,
         topic_prefix: &str,
-        watching: signal::Receiver<bool>,
+        accord: signal::Receiver<Accord>,
     ) -> Arc<Seals> {
         Arc::new(Seals {
             secret,
@@ -68,20 +71,15 @@ impl Seals {
             pool,
             topic: topic_name(topic_prefix, KEYS_TOPIC),
             keys: Mutex::new(LruCache::new(MOST_KEYS)),
-            watching,
+            accord,
+            said: OnceCell::new(),
         })
     }
 
     /// The key of a user, made if this process has none. It is in the log then.
     pub(crate) async fn key(&self, tenant: &TenantId, user: &UserId) -> Result<Arc<DataKey>, IngestError> {
-        let mut watching = self.watching.clone();
-        // What it answers holds a lock, and must not outlive this.
-        let ready = matches!(
-            tokio::time::timeout(READY, watching.wait_for(|ready| *ready)).await,
-            Ok(Ok(_))
-        );
-        if !ready {
-            return Err(IngestError::SealsUnready);
+        if settled(&self.accord).await? == Accord::Unused {
+            self.say().await?;
         }
         let slot = self
             .keys()
@@ -89,6 +87,23 @@ impl Seals {
             .clone();
         // Batches of one user that come together wait for one key.
         slot.get_or_try_init(|| self.make(tenant, user)).await.cloned()
+    }
+
+    /// Says with which secret the deployment seals from now on; fails if somebody was faster with another.
+    async fn say(&self) -> Result<(), IngestError> {
+        self.said.get_or_try_init(|| self.append_said()).await?;
+        let known = |accord: Accord| !matches!(accord, Accord::Unread | Accord::Unused);
+        once(&self.accord, known).await.map(drop)
+    }
+
+    async fn append_said(&self) -> Result<(), IngestError> {
+        let (key, value) = accord::said(&self.secret, Uuid::new_v4().simple());
+        let headers = [("ce_specversion", "1.0"), ("ce_type", "tidelog.secret.create")];
+        let sending = self.producer.begin()?;
+        sending.send(&self.topic, None, &key, &value, headers.into_iter())?;
+        sending.delivered().await?;
+        tracing::info!("the first here who seals: the log has it with which secret");
+        Ok(())
     }
 
     async fn make(&self, tenant: &TenantId, user: &UserId) -> Result<Arc<DataKey>, IngestError> {
@@ -149,6 +164,25 @@ impl Seals {
 
     fn keys(&self) -> MutexGuard<'_, LruCache<(TenantId, UserId), Slot>> {
         self.keys.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// How this process stands to the deployment's secret, as soon as that is known. An error where it cannot take part.
+pub(crate) async fn settled(accord: &signal::Receiver<Accord>) -> Result<Accord, IngestError> {
+    once(accord, |accord| accord != Accord::Unread).await
+}
+
+async fn once(
+    accord: &signal::Receiver<Accord>,
+    known: impl Fn(Accord) -> bool,
+) -> Result<Accord, IngestError> {
+    let mut accord = accord.clone();
+    let waiting = accord.wait_for(|accord| known(*accord));
+    // What it answers holds a lock, and must not outlive this.
+    match tokio::time::timeout(READY, waiting).await {
+        Ok(Ok(accord)) if accord.is_wrong() => Err(IngestError::OtherSecret),
+        Ok(Ok(accord)) => Ok(*accord),
+        _ => Err(IngestError::SealsUnready),
     }
 }
 

@@ -21,6 +21,7 @@ use tidelog_events::ids::{DeviceId, Role, TenantId, UserId};
 use tidelog_events::outcome::{Change, FindOutcomes, ItemOutcome, Outcome, OutcomesUnavailable};
 use tidelog_events::position::{Positions, TopicPartition};
 use tidelog_events::resolution::{ConflictsUnavailable, FindConflict, KnownConflict};
+use tidelog_events::seal::Accord;
 use tidelog_events::settings::Settings;
 use tidelog_http::auth::{Auth, Claims, mint};
 use tidelog_http::problem::recover;
@@ -124,6 +125,7 @@ pub(crate) async fn fixture_of(
     let (positions, watched) = watch::channel(Arc::new(Positions::default()));
     let ingest = Ingest::new(IngestParts {
         seals: None,
+        accord: watch::channel(Accord::Unused).1,
         registry: Arc::new(Registry::shipped()),
         pool,
         producer: producer.clone(),

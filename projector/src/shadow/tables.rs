@@ -5,7 +5,7 @@
 use super::Shadow;
 use crate::ProjectorError;
 use crate::fold::FOLD_VERSION;
-use crate::history::{Floor, Removal, floors, lock_name};
+use crate::history::{Floor, Removal, Removed, floors, lock_name};
 use sha2::{Digest, Sha256};
 use std::fmt::Write as _;
 use tidelog_events::domain::{create_bare_tables, create_indexes};
@@ -93,7 +93,8 @@ impl Shadow {
             floors: self.floors(client).await?,
             lock: None,
         };
-        let removed = removal.run().await?;
+        let mut removed = Removed::default();
+        removal.run(&mut removed).await?;
         tracing::debug!(topic = %self.topic(), ?removed, "what the live tables have forgotten is gone");
         Ok(())
     }

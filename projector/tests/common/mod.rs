@@ -368,12 +368,12 @@ impl Shelf {
                 }
             }
             if let Some((_, _, outcome)) = self.outcomes.get(&arrived.key()) {
-                world.records.entry(arrived.record().clone()).or_default().past.note(
-                    arrived.key(),
-                    None,
-                    self.times[&arrived.key()],
-                    outcome.clone(),
-                );
+                world
+                    .records
+                    .entry(arrived.record().clone())
+                    .or_default()
+                    .past
+                    .note(arrived.key(), None, self.times[&arrived.key()], outcome.clone());
             }
         }
         for arrived in events {

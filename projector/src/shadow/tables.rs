@@ -6,6 +6,7 @@ use super::Shadow;
 use crate::ProjectorError;
 use crate::fold::FOLD_VERSION;
 use crate::history::{Floor, Removal, Removed, floors, lock_name};
+use futures_util::{StreamExt, TryStreamExt, stream};
 use sha2::{Digest, Sha256};
 use std::fmt::Write as _;
 use tidelog_events::domain::{create_bare_tables, create_indexes};
@@ -192,20 +193,23 @@ impl Shadow {
     /// come to where the live tables are.
     pub async fn index(&self, client: &Client) -> Result<(), ProjectorError> {
         self.forget(client).await?;
-        let mut sql = String::new();
-        for domain in &self.domains {
-            sql.push_str(&create_indexes(domain));
-            let _ = write!(
-                sql,
-                "\nANALYZE {0};\nANALYZE {0}_changes;\n",
-                quoted(&self.config.schema, &domain.table)
-            );
-        }
-        // Each statement for itself: an index that was made stays made.
-        for statement in sql.split_inclusive(';').filter(|text| text.contains(';')) {
-            client.batch_execute(statement).await?;
-        }
-        Ok(())
+        let of_tables = self.domains.iter().flat_map(|domain| {
+            let analyze = |table: &str| format!("ANALYZE {};", quoted(&self.config.schema, table));
+            let changes = format!("{}\n{}", create_indexes(domain), analyze(&domain.changes_table()));
+            [changes, analyze(&domain.table)]
+        });
+        // Tables side by side; of each, every statement for itself: an index that was made stays made.
+        let making = of_tables.map(|sql| async move {
+            let client = self.connect().await?;
+            for statement in sql.split_inclusive(';').filter(|text| text.contains(';')) {
+                client.batch_execute(statement).await?;
+            }
+            Ok(())
+        });
+        stream::iter(making)
+            .buffer_unordered(self.config.jobs)
+            .try_collect()
+            .await
     }
 
     /// Notes how far it has come.

@@ -10,7 +10,7 @@ use std::sync::Arc;
 use tidelog_events::domain::{Domain, Registry};
 use tidelog_events::envelope::{EnvelopeError, Event};
 use tidelog_events::item::{Operation, item_key, record_key};
-use tidelog_events::json::{hash_content, hash_simple_content};
+use tidelog_events::json::{hash_content, simple_item};
 use tidelog_events::position::Place;
 use tidelog_events::resolution::Resolution;
 use tidelog_events::seal;
@@ -91,11 +91,8 @@ impl Arrived {
             .filter(|domain| domain.topic == topic)
             .cloned();
         let domain = domain.ok_or_else(|| Unreadable::WrongTopic(event.table.to_string()))?;
-        let mut item = match serde_json::from_slice(value.unwrap_or_default()) {
-            Ok(Value::Object(item)) => item,
-            Ok(_) => return Err(Unreadable::Value("it is something else".into())),
-            Err(error) => return Err(Unreadable::Value(error.to_string())),
-        };
+        let raw = value.unwrap_or_default();
+        let (mut item, canonical) = item_of(raw)?;
         let appends = event.operation == Operation::Append;
         let resolves = event.operation == Operation::Resolve;
         if appends == domain.is_entity() || resolves && !domain.is_entity() {
@@ -122,7 +119,7 @@ impl Arrived {
         };
         let resolution = resolves.then(|| Resolution::read(&item)).transpose();
         let resolution = resolution.map_err(Unreadable::Resolution)?;
-        let content = content_of(&event, &domain, value.unwrap_or_default(), &item);
+        let content = content_of(&event, &domain, raw, &item, canonical.as_deref());
         // From here on it is an item like any other: its document has its time, and not that of an earlier change.
         if let Some(time) = &event.client_time {
             item.insert(CLIENT_TIMESTAMP.into(), time.as_str().into());
@@ -207,9 +204,21 @@ fn topic_key(domain: &Domain, event: &Event, parent: Option<Uuid>) -> String {
     }
 }
 
+/// The item of a value, and its canonical form where that was to be had on the way.
+fn item_of(raw: &[u8]) -> Result<(Doc, Option<Vec<u8>>), Unreadable> {
+    if let Some((item, canonical)) = std::str::from_utf8(raw).ok().and_then(simple_item) {
+        return Ok((item, Some(canonical)));
+    }
+    match serde_json::from_slice(raw) {
+        Ok(Value::Object(item)) => Ok((item, None)),
+        Ok(_) => Err(Unreadable::Value("it is something else".into())),
+        Err(error) => Err(Unreadable::Value(error.to_string())),
+    }
+}
+
 /// Record, operation, user, base and the item's canonical form, in which a sealed value counts as what it holds: under
 /// another key it is the same item.
-fn content_of(event: &Event, domain: &Domain, raw: &[u8], item: &Doc) -> Uuid {
+fn content_of(event: &Event, domain: &Domain, raw: &[u8], item: &Doc, canonical: Option<&[u8]>) -> Uuid {
     let mut hash = Sha256::new();
     for part in [
         event.tenant.as_str(),
@@ -227,14 +236,10 @@ fn content_of(event: &Event, domain: &Domain, raw: &[u8], item: &Doc) -> Uuid {
         hash.update((time.len() as u64).to_be_bytes());
         hash.update(time.as_bytes());
     }
-    match seal::content(domain, raw, item) {
-        Some(item) => hash_content(&mut hash, &item),
-        None => {
-            let simple = std::str::from_utf8(raw).is_ok_and(|raw| hash_simple_content(&mut hash, raw));
-            if !simple {
-                hash_content(&mut hash, item);
-            }
-        }
+    match (seal::content(domain, raw, item), canonical) {
+        (Some(item), _) => hash_content(&mut hash, &item),
+        (None, Some(canonical)) => hash.update(canonical),
+        (None, None) => hash_content(&mut hash, item),
     }
     let digest = hash.finalize();
     let mut bytes = [0; 16];

@@ -100,6 +100,9 @@ impl Filler {
             }
         }
         self.checkpoint().await?;
+        // What was held is much to let go of; nobody need wait for it.
+        let held = std::mem::take(&mut self.world);
+        tokio::task::spawn_blocking(move || drop(held));
         Ok(self.stored.into_values().collect())
     }
 

@@ -62,7 +62,11 @@ macro_rules! text_id {
 }
 
 fn printable(text: &str, most: usize) -> bool {
-    !text.is_empty() && text.chars().count() <= most && !text.chars().any(char::is_control)
+    let fits = match text.is_ascii() {
+        true => text.len() <= most && !text.bytes().any(|byte| byte.is_ascii_control()),
+        false => text.chars().count() <= most && !text.chars().any(char::is_control),
+    };
+    fits && !text.is_empty()
 }
 
 text_id!(

@@ -367,7 +367,7 @@ fn identify(
     if subject.len() > MAX_SUBJECT_BYTES {
         return Err(identity_too_long(domain, subject.len()));
     }
-    let key = record_key_encoded(posting.tenant, &subject);
+    let key = item_key(posting.tenant, &subject);
     Ok((subject, key))
 }
 
@@ -456,26 +456,34 @@ const UNRESERVED: &AsciiSet = &NON_ALPHANUMERIC
 
 /// One part of a key, subject or source, so that `/` only ever parts the parts.
 pub fn encode_part(part: &str) -> String {
-    utf8_percent_encode(part, UNRESERVED).to_string()
+    Cow::from(utf8_percent_encode(part, UNRESERVED)).into_owned()
 }
 
 /// A part as it was before [`encode_part`]; none where it never was text.
-pub fn decode_part(part: &str) -> Option<String> {
-    Some(percent_decode_str(part).decode_utf8().ok()?.into_owned())
+pub fn decode_part(part: &str) -> Option<Cow<'_, str>> {
+    percent_decode_str(part).decode_utf8().ok()
 }
 
 /// The key of a record's events on its topic: tenant and identity.
 pub fn record_key(tenant: &TenantId, identity: &str) -> String {
-    record_key_encoded(tenant, &encode_part(identity))
+    let mut key = key_of_tenant(tenant, identity.len());
+    key.extend(utf8_percent_encode(identity, UNRESERVED));
+    key
 }
 
 /// The key of a telemetry item's events, whose identity is a list of encoded parts already.
 pub fn item_key(tenant: &TenantId, subject: &str) -> String {
-    record_key_encoded(tenant, subject)
+    let mut key = key_of_tenant(tenant, subject.len());
+    key.push_str(subject);
+    key
 }
 
-fn record_key_encoded(tenant: &TenantId, identity: &str) -> String {
-    format!("{}/{identity}", encode_part(tenant.as_str()))
+/// What every key of a tenant begins with, with room for as much more.
+fn key_of_tenant(tenant: &TenantId, more: usize) -> String {
+    let mut key = String::with_capacity(tenant.as_str().len() + 1 + more);
+    key.extend(utf8_percent_encode(tenant.as_str(), UNRESERVED));
+    key.push('/');
+    key
 }
 
 #[cfg(test)]

@@ -278,7 +278,10 @@ impl Filler {
             let since = stored.get(&state.place.partition)?.next_offset;
             (state.place.offset >= since).then_some((key, state))
         });
-        let rows = &mut self.rows;
+        // In the order of their primary key, which costs its index a fraction of what any other order does.
+        let mut changed: Vec<_> = changed.collect();
+        changed.sort_unstable_by_key(|(key, _)| *key);
+        let (changed, rows) = (changed.into_iter(), &mut self.rows);
         checkpoint_rows(&mut session, &self.parts.registry, changed, rows).await?;
         move_positions(&mut session, &moves).await?;
         drill::reached("project.moved");

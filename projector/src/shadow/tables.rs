@@ -178,7 +178,7 @@ impl Shadow {
         };
         let parts = keys.iter().filter_map(|key| {
             let (tenant, identity) = std::str::from_utf8(key).ok()?.split_once('/')?;
-            Some((decode_part(tenant)?, identity.to_owned()))
+            Some((decode_part(tenant)?.into_owned(), identity.to_owned()))
         });
         let (tenants, identities): (Vec<String>, Vec<String>) = parts.unzip();
         let sql = format!(

@@ -27,12 +27,14 @@ impl Running {
         Running(child.expect("tidelog can be run"))
     }
 
-    /// Ends it once there is a new file, whole or begun; answers its exit code if it was done before.
+    /// Ends it once there is a new file, whole or begun; answers its exit code if it was done before. That it sweeps up what was begun
+    /// before is nothing new: whoever is cut there each time never comes any further.
     fn cut(&mut self, signal: Signal, into: &Path, domain: &str, after: Duration) -> Option<i32> {
         let before = names(into, domain);
         let ended = eventually_blocking("a new file, or the end", || {
             let ended = self.0.try_wait().expect("a child can be waited for");
-            (ended.is_some() || names(into, domain) != before).then_some(ended)
+            let more = names(into, domain).iter().any(|name| !before.contains(name));
+            (ended.is_some() || more).then_some(ended)
         });
         if let Some(status) = ended {
             return status.code();

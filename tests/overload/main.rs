@@ -26,6 +26,8 @@ static MACHINE: Mutex<()> = Mutex::const_new(());
 /// hardly any of the machine left for the work beside reading bodies and the load that this test makes itself.
 const SLOWER: f64 = if cfg!(debug_assertions) { 8.0 } else { 3.0 };
 
+/// What one of two that are treated alike may wait longer than the other, by chance.
+const LITTLE_MORE: f64 = 1.25;
 const ROUNDS: usize = 4;
 const ROUND: Duration = Duration::from_secs(2);
 /// What a change of load needs to be noticed.
@@ -121,7 +123,8 @@ async fn a_runaway_tenant_harms_itself_alone() {
     // One tenant, of which nobody waits as long as it is told to.
     let runaway = phones(&deployment, 1, 64);
     let polite = phones(&deployment, 1, 1);
-    let mut ratios = Vec::new();
+    // Of all rounds: one has too few of the polite one's to go by.
+    let (mut own, mut others) = (Vec::new(), Vec::new());
     let mut refused = (0, 0);
     for round in 0..ROUNDS {
         let (beside, much) = tokio::join!(
@@ -146,13 +149,18 @@ async fn a_runaway_tenant_harms_itself_alone() {
         assert!(taken.len() < much.len(), "the runaway one is refused");
         refused.0 += beside.len() - served(&beside).len();
         refused.1 += beside.len();
-        ratios.push(mine / theirs);
+        own.extend(served(&beside));
+        others.extend(taken);
     }
     assert!(
         refused.0 * 10 <= refused.1,
         "the polite one is hardly ever refused: {refused:?}"
     );
-    assert!(median(ratios.clone()) < 1.0, "{ratios:?}");
+    let (mine, theirs) = (percentile(&own, 50.0), percentile(&others, 50.0));
+    assert!(
+        mine < LITTLE_MORE * theirs,
+        "the polite one waits {mine:.1} ms, the runaway one {theirs:.1} ms"
+    );
 }
 
 #[tokio::test(flavor = "multi_thread")]

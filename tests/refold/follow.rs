@@ -252,7 +252,11 @@ async fn connections_that_break_amid_a_fold_count_nothing_that_was_not_read() {
     let mut read = 0.0;
     let mut count = async || {
         let now = follower.sum(READ).await.expect("a page");
-        assert!((0.0..=EVENTS).contains(&(now - read)), "{read} and then {now}");
+        // A look reads its events once, and what has to be done again once more; a whole one may lie between two counts.
+        assert!(
+            (0.0..=2.0 * EVENTS).contains(&(now - read)),
+            "{read} and then {now}"
+        );
         read = now;
         now
     };

@@ -164,10 +164,21 @@ impl Log {
             parcels,
         };
         tokio::task::spawn_blocking(move || {
-            if let Err(error) = reader.run() {
+            let consumer = reader.log.consumer();
+            let (consumer, ended) = match consumer {
+                Ok(consumer) => {
+                    let ended = reader.run(&consumer);
+                    (Some(consumer), ended)
+                }
+                Err(error) => (None, Err(error)),
+            };
+            if let Err(error) = ended {
                 // Nobody listening any more is no error.
                 let _ = reader.parcels.blocking_send(Err(error));
             }
+            // Whoever reads knows that this is all before the client has taken its leave, which may take it long.
+            drop(reader);
+            drop(consumer);
         });
         receiver
     }
@@ -260,14 +271,13 @@ struct Reader {
 }
 
 impl Reader {
-    fn run(&mut self) -> Result<(), ProjectorError> {
+    fn run(&mut self, consumer: &Client) -> Result<(), ProjectorError> {
         if self.open.is_empty() {
             return Ok(());
         }
-        let consumer = self.log.consumer()?;
         // A client that has not heard of a topic looks for its leaders once a second only: without asking, that is what the first
         // record takes. Where nobody answers now, it waits like that.
-        if let Err(error) = partitions(&consumer, &self.log.topic) {
+        if let Err(error) = partitions(consumer, &self.log.topic) {
             tracing::debug!(%error, topic = %self.log.topic, "its leaders are not known yet");
         }
         let mut start = TopicPartitionList::new();
@@ -283,7 +293,7 @@ impl Reader {
                     bytes += message.payload_len();
                     records += usize::from(self.take(LogRecord::of(&message, &topic)));
                 }
-                Some(Err(KafkaError::PartitionEOF(partition))) => self.at_end(&consumer, partition)?,
+                Some(Err(KafkaError::PartitionEOF(partition))) => self.at_end(consumer, partition)?,
                 Some(Err(error)) if ends_the_reading(&error) => return Err(error.into()),
                 Some(Err(error)) => tracing::warn!(%error, topic = %self.log.topic, "the log is waited for"),
                 None if records > 0 => bytes = PARCEL_BYTES,
@@ -291,7 +301,7 @@ impl Reader {
             }
             if records >= PARCEL_RECORDS || bytes >= PARCEL_BYTES || self.open.values().any(|open| open.done)
             {
-                if !self.hand_over(&consumer)? {
+                if !self.hand_over(consumer)? {
                     return Ok(());
                 }
                 (records, bytes) = (0, 0);

@@ -3,7 +3,7 @@
 //! is bounded by the pause: a paused topic brings nothing more.
 
 use crate::lane::ToLane;
-use crate::record::LogRecord;
+use crate::record::{Copyist, LogRecord};
 use rdkafka::message::{BorrowedMessage, Message};
 use std::collections::{BTreeMap, HashMap, VecDeque};
 use std::sync::Arc;
@@ -41,6 +41,8 @@ fn size(record: &LogRecord) -> usize {
 /// What the consumer has read and the lanes have not taken.
 #[derive(Default)]
 pub(crate) struct Backlog {
+    /// Of each topic that anything came of.
+    copyists: Vec<Copyist>,
     gathered: BTreeMap<Arc<str>, Vec<LogRecord>>,
     kept: BTreeMap<Arc<str>, Kept>,
 }
@@ -55,10 +57,17 @@ pub(crate) struct Flow {
 impl Backlog {
     /// Takes a record that was read.
     pub(crate) fn gather(&mut self, message: &BorrowedMessage<'_>) {
-        let known = self.gathered.get_key_value(message.topic());
-        let topic = known.map_or_else(|| Arc::from(message.topic()), |(topic, _)| topic.clone());
-        let record = LogRecord::of(message, &topic);
-        self.gathered.entry(topic).or_default().push(record);
+        let of_topic = |copyist: &Copyist| **copyist.topic() == *message.topic();
+        let at = self.copyists.iter().position(of_topic).unwrap_or_else(|| {
+            self.copyists.push(Copyist::of(message.topic()));
+            self.copyists.len() - 1
+        });
+        let copyist = &mut self.copyists[at];
+        let record = copyist.copy(message);
+        self.gathered
+            .entry(copyist.topic().clone())
+            .or_default()
+            .push(record);
     }
 
     /// Forgets the records of partitions that are not this process's any more: whoever owns them next reads them

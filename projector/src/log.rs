@@ -2,7 +2,7 @@
 //! moves nothing that anybody else goes by. Knows nothing of events.
 
 use crate::ProjectorError;
-use crate::record::LogRecord;
+use crate::record::{Copyist, LogRecord};
 use chrono::{DateTime, Utc};
 use rdkafka::client::ClientContext;
 use rdkafka::config::{ClientConfig, RDKafkaLogLevel};
@@ -11,7 +11,6 @@ use rdkafka::error::{KafkaError, RDKafkaErrorCode};
 use rdkafka::{Offset, TopicPartitionList};
 use std::collections::BTreeMap;
 use std::ops::Range;
-use std::sync::Arc;
 use std::time::{Duration, Instant};
 use tokio::sync::mpsc;
 
@@ -285,13 +284,13 @@ impl Reader {
             start.add_partition_offset(&self.log.topic, *partition, Offset::Offset(open.next_offset))?;
         }
         consumer.assign(&start)?;
-        let (topic, mut records, mut bytes) = (Arc::from(self.log.topic()), 0, 0);
+        let (mut copyist, mut records, mut bytes) = (Copyist::of(self.log.topic()), 0, 0);
         while !self.open.is_empty() && !self.parcels.is_closed() {
             let wait = if records == 0 { POLL } else { GATHER };
             match consumer.poll(wait) {
                 Some(Ok(message)) => {
                     bytes += message.payload_len();
-                    records += usize::from(self.take(LogRecord::of(&message, &topic)));
+                    records += usize::from(self.take(copyist.copy(&message)));
                 }
                 Some(Err(KafkaError::PartitionEOF(partition))) => self.at_end(consumer, partition)?,
                 Some(Err(error)) if ends_the_reading(&error) => return Err(error.into()),

@@ -2,7 +2,6 @@
 //! for all of them, outside any group. Librdkafka's calls block, so it runs on a thread that may.
 
 use std::collections::{BTreeMap, BTreeSet, HashMap};
-use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result};
@@ -12,7 +11,7 @@ use rdkafka::error::{KafkaError, RDKafkaErrorCode};
 use rdkafka::message::Message;
 use rdkafka::{ClientContext, Offset, TopicPartitionList};
 use tidelog_events::position::TopicPartition;
-use tidelog_projector::record::LogRecord;
+use tidelog_projector::record::{Copyist, LogRecord};
 
 use crate::kafka::client_config;
 use crate::settings::KafkaSettings;
@@ -83,7 +82,7 @@ struct Reading {
 impl Reading {
     /// Round by round: each partition from its next wanted offset on. Answers whether there was time for all.
     fn topic(&mut self, topic: &str, wanted: &mut BTreeMap<i32, BTreeSet<i64>>) -> Result<bool, KafkaError> {
-        let name = Arc::from(topic);
+        let mut copyist = Copyist::of(topic);
         loop {
             let mut start = TopicPartitionList::new();
             for (partition, offsets) in wanted.iter() {
@@ -115,7 +114,7 @@ impl Reading {
                                     topic: topic.to_owned(),
                                     partition,
                                 };
-                                self.found.insert((at, offset), LogRecord::of(&message, &name));
+                                self.found.insert((at, offset), copyist.copy(&message));
                             }
                             // What lies before what came is not there.
                             *offsets = offsets.split_off(&(offset + 1));

@@ -290,19 +290,17 @@ async fn go(
 ) -> Result<Rebuilt> {
     let everything = Arc::new(Selection::All);
     let pace = near(shadow, client, stop).await?;
-    let began = Instant::now();
+    let mut indexing = Duration::ZERO;
     if state.is_none_or(|state| state == ShadowState::Loading) {
+        let began = Instant::now();
         let made = shadow.connect().await?;
-        during(
-            &format!("indexing {}", shadow.topic()),
-            0,
-            || 0,
-            shadow.index(&made),
-        )
-        .await?;
+        let what = format!("indexing {}", shadow.topic());
+        during(&what, 0, || 0, shadow.index(&made)).await?;
+        indexing = began.elapsed();
+        let what = format!("analyzing {}", shadow.topic());
+        during(&what, 0, || 0, shadow.analyze()).await?;
         shadow.note_state(client, ShadowState::Ready).await?;
     }
-    let indexing = began.elapsed();
     near(shadow, client, stop).await?;
     let behind = shadow.behind(client).await?;
     if !behind.is_empty() {

@@ -189,16 +189,25 @@ impl Shadow {
         Ok(())
     }
 
-    /// Removes what is forgotten, makes what only readers need, and tells Postgres how much there is. To be called when it has
-    /// come to where the live tables are.
+    /// Removes what is forgotten, and makes what only readers need. To be called when it has come to where the live tables are.
     pub async fn index(&self, client: &Client) -> Result<(), ProjectorError> {
         self.forget(client).await?;
-        let of_tables = self.domains.iter().flat_map(|domain| {
-            let analyze = |table: &str| format!("ANALYZE {};", quoted(&self.config.schema, table));
-            let changes = format!("{}\n{}", create_indexes(domain), analyze(&domain.changes_table()));
-            [changes, analyze(&domain.table)]
-        });
-        // Tables side by side; of each, every statement for itself: an index that was made stays made.
+        self.side_by_side(self.domains.iter().map(|domain| create_indexes(domain)))
+            .await
+    }
+
+    /// Tells Postgres how much there is in the tables and of what kind, so that it has good plans for whoever reads them.
+    pub async fn analyze(&self) -> Result<(), ProjectorError> {
+        let tables = self
+            .domains
+            .iter()
+            .flat_map(|domain| [domain.table.to_string(), domain.changes_table()]);
+        self.side_by_side(tables.map(|table| format!("ANALYZE {};", quoted(&self.config.schema, &table))))
+            .await
+    }
+
+    /// Tables side by side; of each, every statement for itself: an index that was made stays made.
+    async fn side_by_side(&self, of_tables: impl Iterator<Item = String>) -> Result<(), ProjectorError> {
         let making = of_tables.map(|sql| async move {
             let client = self.connect().await?;
             for statement in sql.split_inclusive(';').filter(|text| text.contains(';')) {

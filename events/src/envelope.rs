@@ -165,39 +165,29 @@ impl Event {
         headers: impl Iterator<Item = (&'a str, Option<&'a [u8]>)>,
         registry: &Registry,
     ) -> Result<Event, EnvelopeError> {
-        let mut found: [Option<&str>; NAMES.len()] = [None; NAMES.len()];
-        // They mostly come in the order in which they are listed.
-        let mut expected = 0;
-        for (name, value) in headers {
-            let slot = match NAMES.get(expected) {
-                Some(known) if *known == name => Some(expected),
-                _ => slot_of(name),
-            };
-            if let Some(slot) = slot {
-                expected = slot + 1;
-                let bytes = value.unwrap_or_default();
-                let text = std::str::from_utf8(bytes)
-                    .map_err(|_| unreadable(NAMES[slot], &String::from_utf8_lossy(bytes)))?;
-                found[slot] = Some(text);
-            }
-        }
-        let get = |name: &'static str| {
-            let found = slot_of(name).and_then(|slot| found[slot]);
-            found.ok_or(EnvelopeError::Missing(name))
-        };
-        let version = get("ce_specversion")?;
+        Event::of_batch(headers, registry, &mut LastSource::default())
+    }
+
+    /// The same, of one record of many: those of one batch follow each other, and what they say alike is read and held once.
+    pub fn of_batch<'a>(
+        headers: impl Iterator<Item = (&'a str, Option<&'a [u8]>)>,
+        registry: &Registry,
+        last: &mut LastSource<'a>,
+    ) -> Result<Event, EnvelopeError> {
+        let found = Found::of(headers)?;
+        let version = found.get(Header::SpecVersion)?;
         if version != "1.0" {
             return Err(EnvelopeError::SpecVersion(version.chars().take(100).collect()));
         }
-        let (table, operation) = read(get("ce_type")?, "ce_type", |text| {
+        let (table, operation) = found.read(Header::Type, |text| {
             let (table, operation) = text.strip_prefix("tidelog.")?.rsplit_once('.')?;
             Some((table, Operation::parse(operation)?))
         })?;
         let Some(domain) = registry.by_table(table) else {
             return Err(EnvelopeError::UnknownDomain(table.to_owned()));
         };
-        let (tenant, user, device) = read(get("ce_source")?, "ce_source", source_parts)?;
-        let (batch, index) = read(get("ce_batch")?, "ce_batch", |text| {
+        let (tenant, user, device) = found.read(Header::Source, |text| last.parts(text))?;
+        let (batch, index) = found.read(Header::Batch, |text| {
             let (batch, index) = text.split_once('/')?;
             Some((
                 BatchId(Uuid::try_parse(batch).ok()?),
@@ -208,41 +198,64 @@ impl Event {
             ))
         })?;
         Ok(Event {
-            id: read(get("ce_id")?, "ce_id", |text| Uuid::try_parse(text).ok())?,
+            id: found.read(Header::Id, |text| Uuid::try_parse(text).ok())?,
             table: domain.table.clone(),
             operation,
             tenant,
             user,
             device,
-            role: get("ce_role").map_or(Ok(Role::User), |text| read(text, "ce_role", Role::parse))?,
-            device_type: get("ce_devicetype")
-                .ok()
-                .map(|text| read(text, "ce_devicetype", DeviceType::parse))
-                .transpose()?,
-            client_time: get("ce_clienttime")
-                .ok()
-                .map(|text| {
-                    read(text, "ce_clienttime", |text| {
-                        parse_datetime(text).map(|_| text.to_owned())
-                    })
-                })
-                .transpose()?,
-            subject: read(get("ce_subject")?, "ce_subject", |text| {
+            role: found.read_any(Header::Role, Role::parse)?.unwrap_or(Role::User),
+            device_type: found.read_any(Header::DeviceType, DeviceType::parse)?,
+            client_time: found.read_any(Header::ClientTime, |text| {
+                parse_datetime(text).map(|_| text.to_owned())
+            })?,
+            subject: found.read(Header::Subject, |text| {
                 (!text.is_empty() && text.len() <= MAX_SUBJECT_BYTES && !text.contains('\0'))
                     .then(|| text.into())
             })?,
-            time: read(get("ce_time")?, "ce_time", parse_datetime)?,
+            time: found.read(Header::Time, parse_datetime)?,
             batch,
             index,
-            base: read(get("ce_baseversion")?, "ce_baseversion", |text| {
+            base: found.read(Header::BaseVersion, |text| {
                 text.parse().ok().filter(|base| *base >= 0)
             })?,
-            policy: read(get("ce_policy")?, "ce_policy", Policy::parse)?,
+            policy: found.read(Header::Policy, Policy::parse)?,
         })
     }
 }
 
-const NAMES: [&str; 13] = [
+/// The source that was read last, and who it names.
+#[derive(Debug, Default)]
+pub struct LastSource<'a>(Option<(&'a str, (TenantId, UserId, DeviceId))>);
+
+impl<'a> LastSource<'a> {
+    fn parts(&mut self, text: &'a str) -> Option<(TenantId, UserId, DeviceId)> {
+        if self.0.as_ref().is_none_or(|(last, _)| *last != text) {
+            self.0 = Some((text, source_parts(text)?));
+        }
+        self.0.as_ref().map(|(_, parts)| parts.clone())
+    }
+}
+
+/// The headers that are read, in the order in which they are sent.
+#[derive(Debug, Clone, Copy)]
+enum Header {
+    SpecVersion,
+    Id,
+    Type,
+    Source,
+    Subject,
+    Time,
+    Batch,
+    BaseVersion,
+    Policy,
+    Role,
+    ClientTime,
+    DeviceType,
+}
+
+/// Their names.
+const NAMES: [&str; 12] = [
     "ce_specversion",
     "ce_id",
     "ce_type",
@@ -252,22 +265,61 @@ const NAMES: [&str; 13] = [
     "ce_batch",
     "ce_baseversion",
     "ce_policy",
-    "content-type",
     "ce_role",
-    "ce_devicetype",
     "ce_clienttime",
+    "ce_devicetype",
 ];
 
-fn slot_of(name: &str) -> Option<usize> {
-    NAMES.iter().position(|known| *known == name)
+impl Header {
+    fn name(self) -> &'static str {
+        NAMES[self as usize]
+    }
 }
 
-fn read<'a, T>(
-    text: &'a str,
-    name: &'static str,
-    parse: impl FnOnce(&'a str) -> Option<T>,
-) -> Result<T, EnvelopeError> {
-    parse(text).ok_or_else(|| unreadable(name, text))
+/// The headers of one record.
+struct Found<'a>([Option<&'a str>; NAMES.len()]);
+
+impl<'a> Found<'a> {
+    fn of(headers: impl Iterator<Item = (&'a str, Option<&'a [u8]>)>) -> Result<Found<'a>, EnvelopeError> {
+        let mut found = Found([None; NAMES.len()]);
+        // They mostly come in the order in which they are listed.
+        let mut expected = 0;
+        for (name, value) in headers {
+            let at = match NAMES.get(expected) {
+                Some(known) if *known == name => Some(expected),
+                _ => NAMES.iter().position(|known| *known == name),
+            };
+            if let Some(at) = at {
+                expected = at + 1;
+                let bytes = value.unwrap_or_default();
+                let text = std::str::from_utf8(bytes)
+                    .map_err(|_| unreadable(NAMES[at], &String::from_utf8_lossy(bytes)))?;
+                found.0[at] = Some(text);
+            }
+        }
+        Ok(found)
+    }
+
+    fn get(&self, header: Header) -> Result<&'a str, EnvelopeError> {
+        self.0[header as usize].ok_or(EnvelopeError::Missing(header.name()))
+    }
+
+    fn read<T>(&self, header: Header, parse: impl FnOnce(&'a str) -> Option<T>) -> Result<T, EnvelopeError> {
+        let text = self.get(header)?;
+        parse(text).ok_or_else(|| unreadable(header.name(), text))
+    }
+
+    /// One that need not be there.
+    fn read_any<T>(
+        &self,
+        header: Header,
+        parse: impl FnOnce(&'a str) -> Option<T>,
+    ) -> Result<Option<T>, EnvelopeError> {
+        match self.0[header as usize] {
+            Some(_) => self.read(header, parse).map(Some),
+            None => Ok(None),
+        }
+    }
 }
 
 fn unreadable(name: &'static str, text: &str) -> EnvelopeError {

@@ -5,7 +5,7 @@
 use crate::event::Arrived;
 use crate::fold::{Conflict, Folded, Step, fold, follow_parent};
 use crate::resolve::Resolved;
-use crate::state::{KeptAttempt, PastChange, Record, RecordKey, Standing, State};
+use crate::state::{KeptAttempt, Past, PastChange, Record, RecordKey, Standing, State};
 use chrono::{DateTime, Utc};
 use std::collections::{BTreeSet, HashMap};
 use std::sync::Arc;
@@ -29,6 +29,17 @@ impl World {
         self.records.extend(other.records);
         for (parent, children) in other.children {
             self.children.entry(parent).or_default().extend(children);
+        }
+    }
+
+    fn record(&mut self, key: &RecordKey) -> &mut Record {
+        self.records.entry(key.clone()).or_default()
+    }
+
+    fn forget_past(&mut self, key: &RecordKey) {
+        if let Some(Record { past, conflicts, .. }) = self.records.get_mut(key) {
+            *past = Past::default();
+            conflicts.clear();
         }
     }
 }
@@ -147,87 +158,28 @@ fn past_needed_after(state: Option<&State>, arrived: &Arrived) -> Option<i64> {
     (event.base < state.version || event.operation == Operation::Delete).then_some(event.base)
 }
 
-/// Folds events in the order of the log.
+/// Folds events in the order of the log. Of a record's past the world has nothing any more afterwards: what else is to be known
+/// of it, the store knows.
 pub fn fold_chunk(registry: &Registry, world: &mut World, events: &[Arc<Arrived>]) -> Results {
-    let mut results = Results::default();
+    let mut folding = Folding {
+        registry,
+        world,
+        to_come: events_of_each(events),
+        results: Results::default(),
+    };
     for arrived in events {
-        let key = arrived.record();
-        let parent_key = arrived.parent_record(registry);
-        let folded = {
-            let parent_domain = arrived
-                .domain
-                .parent
-                .as_ref()
-                .and_then(|parent| registry.by_name(&parent.domain));
-            let parent_state = parent_key
-                .as_ref()
-                .and_then(|key| world.records.get(key))
-                .and_then(|record| {
-                    let horizon = parent_domain?.horizon(arrived.log_time);
-                    record.state_since(horizon)
-                });
-            let parent = parent_state.zip(parent_domain.map(|domain| &domain.visibility));
-            let nothing = Record::default();
-            fold(world.records.get(key).unwrap_or(&nothing), parent, arrived)
-        };
-        match folded {
-            Folded::Repeat => {}
-            Folded::NotApplied { outcome, conflict } => {
-                not_applied(world, &mut results, arrived, key, outcome, conflict)
-            }
-            Folded::Resolved { step: None, resolved } => {
-                note_resolved(world, &mut results, arrived, key, &resolved);
-                not_applied(world, &mut results, arrived, key, resolved.outcome(), None);
-            }
-            Folded::Resolved {
-                step: Some(step),
-                resolved,
-            } => {
-                note_resolved(world, &mut results, arrived, key, &resolved);
-                let (outcome, conflict_id) = (resolved.outcome(), Some(resolved.conflict_id));
-                applied(world, &mut results, arrived, key, *step, outcome, conflict_id);
-                move_children(world, &mut results, arrived, key);
-            }
-            Folded::Applied { step, conflict } => {
-                let outcome = match &conflict {
-                    Some(conflict) => conflict.outcome(arrived),
-                    None => Outcome::Applied {
-                        change: step.change,
-                        version: step.state.version,
-                    },
-                };
-                let conflict_id = keep_attempt(world, &mut results, arrived, key, conflict);
-                applied(world, &mut results, arrived, key, *step, outcome, conflict_id);
-                if let Some(parent) = parent_key {
-                    world.children.entry(parent).or_default().insert(key.clone());
-                }
-                move_children(world, &mut results, arrived, key);
-            }
-        }
+        folding.event(arrived);
     }
-    results
+    folding.results
 }
 
-fn not_applied(
-    world: &mut World,
-    results: &mut Results,
-    arrived: &Arc<Arrived>,
-    key: &RecordKey,
-    outcome: Outcome,
-    conflict: Option<Box<Conflict>>,
-) {
-    let record = world.records.entry(key.clone()).or_default();
-    record.past.note(
-        arrived.key(),
-        repeatable(&outcome).then_some(arrived.content),
-        arrived.log_time,
-        outcome.clone(),
-    );
-    keep_attempt(world, results, arrived, key, conflict);
-    results.outcomes.push(OutcomeRow {
-        arrived: arrived.clone(),
-        outcome,
-    });
+/// How many events of a chunk are of each record.
+fn events_of_each(events: &[Arc<Arrived>]) -> ToCome<'_> {
+    let mut counts = ToCome::with_capacity_and_hasher(events.len(), Default::default());
+    for arrived in events {
+        *counts.entry(arrived.record()).or_default() += 1;
+    }
+    counts
 }
 
 /// Whether a repeat of the same item under another batch is answered with this outcome: a refusal is judged anew, and
@@ -239,96 +191,213 @@ pub fn repeatable(outcome: &Outcome) -> bool {
     )
 }
 
-/// Both sides of a conflict go to the store, whoever won; a resolution further on in the chunk may be about it. Answers
-/// the conflict's id.
-fn keep_attempt(
-    world: &mut World,
-    results: &mut Results,
-    arrived: &Arc<Arrived>,
-    key: &RecordKey,
-    conflict: Option<Box<Conflict>>,
-) -> Option<Uuid> {
-    let conflict = conflict?;
-    let (batch, index) = arrived.key();
-    let conflict_id = batch.conflict_id(index);
-    let event = &arrived.event;
-    let kept = KeptAttempt {
-        base: event.base,
-        deletes: event.operation == Operation::Delete,
-        patch: conflict.client_doc.clone(),
-        user: event.user.as_str().to_owned(),
-        device: event.device.as_str().to_owned(),
-        device_type: event.device_type.clone(),
-        item_time: arrived.item_time(),
-        standing: match conflict.winner {
-            Winner::None => Standing::Open,
-            _ => Standing::Decided,
-        },
-        at: arrived.log_time,
-    };
-    let record = world.records.entry(key.clone()).or_default();
-    record.conflicts.insert(conflict_id, kept);
-    // The same event again, its first effect forgotten: the conflict begins anew.
-    results
-        .resolved
-        .retain(|row| row.resolved.conflict_id != conflict_id);
-    results.conflicts.push(ConflictRow {
-        conflict_id,
-        arrived: arrived.clone(),
-        conflict,
-    });
-    Some(conflict_id)
+/// Events of each record that are not folded yet.
+type ToCome<'a> = HashMap<&'a RecordKey, u32, foldhash::fast::RandomState>;
+
+/// A chunk being folded.
+struct Folding<'a> {
+    registry: &'a Registry,
+    world: &'a mut World,
+    to_come: ToCome<'a>,
+    results: Results,
 }
 
-fn note_resolved(
-    world: &mut World,
-    results: &mut Results,
-    arrived: &Arc<Arrived>,
-    key: &RecordKey,
-    resolved: &Resolved,
-) {
-    let record = world.records.entry(key.clone()).or_default();
-    if let Some(kept) = record.conflicts.get_mut(&resolved.conflict_id) {
-        kept.standing = Standing::Resolved(arrived.key());
-        kept.at = arrived.log_time;
+impl Folding<'_> {
+    fn event(&mut self, arrived: &Arc<Arrived>) {
+        if let Some(to_come) = self.to_come.get_mut(arrived.record()) {
+            *to_come -= 1;
+        }
+        match self.folded(arrived) {
+            Folded::Repeat => {}
+            Folded::NotApplied { outcome, conflict } => self.not_applied(arrived, outcome, conflict),
+            Folded::Resolved { step: None, resolved } => {
+                self.note_resolved(arrived, &resolved);
+                self.not_applied(arrived, resolved.outcome(), None);
+            }
+            Folded::Resolved {
+                step: Some(step),
+                resolved,
+            } => {
+                self.note_resolved(arrived, &resolved);
+                self.applied(arrived, step, resolved.outcome(), Some(resolved.conflict_id));
+            }
+            Folded::Applied { step, conflict } => {
+                let outcome = match &conflict {
+                    Some(conflict) => conflict.outcome(arrived),
+                    None => Outcome::Applied {
+                        change: step.change,
+                        version: step.state.version,
+                    },
+                };
+                let conflict_id = self.keep_attempt(arrived, conflict);
+                self.applied(arrived, step, outcome, conflict_id);
+                if let Some(parent) = arrived.parent_record() {
+                    let children = self.world.children.entry(parent.clone()).or_default();
+                    children.insert(arrived.record().clone());
+                }
+            }
+        }
+        if !self.more_of(arrived) {
+            self.world.forget_past(arrived.record());
+        }
     }
-    results.resolved.push(ResolvedRow {
-        arrived: arrived.clone(),
-        resolved: Box::new(resolved.clone()),
-    });
-}
 
-fn applied(
-    world: &mut World,
-    results: &mut Results,
-    arrived: &Arc<Arrived>,
-    key: &RecordKey,
-    step: Step,
-    outcome: Outcome,
-    conflict_id: Option<Uuid>,
-) {
-    let record = world.records.entry(key.clone()).or_default();
-    record
-        .past
-        .note(arrived.key(), Some(arrived.content), arrived.log_time, outcome);
-    if step.previous_offset.is_none() {
-        record.past.begin();
+    fn folded(&self, arrived: &Arrived) -> Folded {
+        let parent_domain = arrived
+            .domain
+            .parent
+            .as_ref()
+            .and_then(|parent| self.registry.by_name(&parent.domain));
+        let parent_state = arrived
+            .parent_record()
+            .and_then(|key| self.world.records.get(key))
+            .and_then(|record| {
+                let horizon = parent_domain?.horizon(arrived.log_time);
+                record.state_since(horizon)
+            });
+        let parent = parent_state.zip(parent_domain.map(|domain| &domain.visibility));
+        let nothing = Record::default();
+        let record = self.world.records.get(arrived.record());
+        fold(record.unwrap_or(&nothing), parent, arrived)
     }
-    if arrived.domain.is_entity() {
-        // An item further on in this chunk may be behind this change, which no store knows yet.
-        record.past.note_change(past_change(&step));
+
+    /// Whether an event further on in the chunk is of the same record: it may be a repeat of this one, or behind it, which no store
+    /// knows yet.
+    fn more_of(&self, arrived: &Arrived) -> bool {
+        self.to_come
+            .get(arrived.record())
+            .is_some_and(|to_come| *to_come > 0)
     }
-    record.state = Some(step.state.clone());
-    results.feed.push(FeedRow {
-        record: key.clone(),
-        operation: operation_name(step.change),
-        step: Arc::new(step),
-        batch_id: arrived.event.batch.0,
-        batch_index: arrived.event.index as i32,
-        base_version: arrived.event.base,
-        item_hash: arrived.content,
-        conflict_id,
-    });
+
+    fn not_applied(&mut self, arrived: &Arc<Arrived>, outcome: Outcome, conflict: Option<Box<Conflict>>) {
+        if self.more_of(arrived) {
+            let content = repeatable(&outcome).then_some(arrived.content);
+            let past = &mut self.world.record(arrived.record()).past;
+            past.note(arrived.key(), content, arrived.log_time, outcome.clone());
+        }
+        self.keep_attempt(arrived, conflict);
+        self.results.outcomes.push(OutcomeRow {
+            arrived: arrived.clone(),
+            outcome,
+        });
+    }
+
+    /// Both sides of a conflict go to the store, whoever won; a resolution further on in the chunk may be about it. Answers
+    /// the conflict's id.
+    fn keep_attempt(&mut self, arrived: &Arc<Arrived>, conflict: Option<Box<Conflict>>) -> Option<Uuid> {
+        let conflict = conflict?;
+        let (batch, index) = arrived.key();
+        let conflict_id = batch.conflict_id(index);
+        let event = &arrived.event;
+        let kept = KeptAttempt {
+            base: event.base,
+            deletes: event.operation == Operation::Delete,
+            patch: conflict.client_doc.clone(),
+            user: event.user.as_str().to_owned(),
+            device: event.device.as_str().to_owned(),
+            device_type: event.device_type.clone(),
+            item_time: arrived.item_time(),
+            standing: match conflict.winner {
+                Winner::None => Standing::Open,
+                _ => Standing::Decided,
+            },
+            at: arrived.log_time,
+        };
+        let record = self.world.record(arrived.record());
+        record.conflicts.insert(conflict_id, kept);
+        // The same event again, its first effect forgotten: the conflict begins anew.
+        self.results
+            .resolved
+            .retain(|row| row.resolved.conflict_id != conflict_id);
+        self.results.conflicts.push(ConflictRow {
+            conflict_id,
+            arrived: arrived.clone(),
+            conflict,
+        });
+        Some(conflict_id)
+    }
+
+    fn note_resolved(&mut self, arrived: &Arc<Arrived>, resolved: &Resolved) {
+        let record = self.world.record(arrived.record());
+        if let Some(kept) = record.conflicts.get_mut(&resolved.conflict_id) {
+            kept.standing = Standing::Resolved(arrived.key());
+            kept.at = arrived.log_time;
+        }
+        self.results.resolved.push(ResolvedRow {
+            arrived: arrived.clone(),
+            resolved: Box::new(resolved.clone()),
+        });
+    }
+
+    fn applied(
+        &mut self,
+        arrived: &Arc<Arrived>,
+        step: Arc<Step>,
+        outcome: Outcome,
+        conflict_id: Option<Uuid>,
+    ) {
+        let more = self.more_of(arrived);
+        let record = self.world.record(arrived.record());
+        if more {
+            let (event, content) = (arrived.key(), Some(arrived.content));
+            record.past.note(event, content, arrived.log_time, outcome);
+            if step.previous_offset.is_none() {
+                record.past.begin();
+            }
+            if arrived.domain.is_entity() {
+                record.past.note_change(past_change(&step));
+            }
+        }
+        record.state = Some(step.state.clone());
+        self.results.feed.push(FeedRow {
+            record: arrived.record().clone(),
+            operation: operation_name(step.change),
+            step,
+            batch_id: arrived.event.batch.0,
+            batch_index: arrived.event.index as i32,
+            base_version: arrived.event.base,
+            item_hash: arrived.content,
+            conflict_id,
+        });
+        self.move_children(arrived);
+    }
+
+    /// A record's change reaches those that hang on it: who sees them follows from it.
+    fn move_children(&mut self, arrived: &Arc<Arrived>) {
+        let World { records, children } = &mut *self.world;
+        let Some(children) = children.get(arrived.record()) else {
+            return;
+        };
+        let parent = records
+            .get(arrived.record())
+            .and_then(|record| record.state.clone());
+        let Some(parent) = parent else {
+            return;
+        };
+        for child in children {
+            let Some(record) = records.get_mut(child) else {
+                continue;
+            };
+            let Some(step) = record
+                .state
+                .as_ref()
+                .and_then(|state| follow_parent(state, &parent, arrived))
+            else {
+                continue;
+            };
+            record.state = Some(step.state.clone());
+            self.results.feed.push(FeedRow {
+                record: child.clone(),
+                operation: "audience",
+                step: Arc::new(step),
+                batch_id: arrived.event.batch.0,
+                batch_index: arrived.event.index as i32,
+                base_version: 0,
+                item_hash: Uuid::nil(),
+                conflict_id: None,
+            });
+        }
+    }
 }
 
 fn past_change(step: &Step) -> PastChange {
@@ -350,40 +419,6 @@ fn operation_name(change: Change) -> &'static str {
         Change::Created => "create",
         Change::Updated => "update",
         Change::Deleted => "delete",
-    }
-}
-
-/// A record's change reaches those that hang on it: who sees them follows from it.
-fn move_children(world: &mut World, results: &mut Results, arrived: &Arc<Arrived>, key: &RecordKey) {
-    let children: Vec<RecordKey> = world.children.get(key).into_iter().flatten().cloned().collect();
-    if children.is_empty() {
-        return;
-    }
-    let Some(parent) = world.records.get(key).and_then(|record| record.state.clone()) else {
-        return;
-    };
-    for child in children {
-        let Some(record) = world.records.get_mut(&child) else {
-            continue;
-        };
-        let Some(step) = record
-            .state
-            .as_ref()
-            .and_then(|state| follow_parent(state, &parent, arrived))
-        else {
-            continue;
-        };
-        record.state = Some(step.state.clone());
-        results.feed.push(FeedRow {
-            record: child,
-            operation: "audience",
-            step: Arc::new(step),
-            batch_id: arrived.event.batch.0,
-            batch_index: arrived.event.index as i32,
-            base_version: 0,
-            item_hash: Uuid::nil(),
-            conflict_id: None,
-        });
     }
 }
 

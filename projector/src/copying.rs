@@ -7,7 +7,9 @@ use crate::session::Session;
 use crate::state::Doc;
 use bytes::{BufMut, Bytes};
 use chrono::{DateTime, Utc};
-use futures_util::{SinkExt, pin_mut};
+use futures_util::SinkExt;
+use std::pin::Pin;
+use tokio_postgres::CopyInSink;
 use uuid::Uuid;
 
 /// "PGCOPY", its signature, no flags and no extension (PostgreSQL, COPY, "Binary Format").
@@ -36,6 +38,8 @@ pub(crate) struct Copying {
     row: (usize, i16),
     /// A value that is not of its column's type.
     wrong: Option<String>,
+    /// The statement, once something was sent.
+    sink: Option<Pin<Box<CopyInSink<Bytes>>>>,
 }
 
 impl Copying {
@@ -50,6 +54,7 @@ impl Copying {
             rows: 0,
             row: (0, 0),
             wrong: None,
+            sink: None,
         }
     }
 
@@ -67,34 +72,50 @@ impl Copying {
         }
     }
 
-    /// Bytes, about.
+    /// Bytes that wait to be sent, about.
     pub(crate) fn len(&self) -> usize {
         self.pieces.len() * PIECE + self.bytes.len()
     }
 
-    /// Sends them. An empty buffer is no statement.
-    pub(crate) async fn send(mut self, session: &mut Session) -> Result<(), ProjectorError> {
-        if let Some(wrong) = self.wrong {
+    /// Sends what is full, so that Postgres has something to do while more is made. The statement that this begins has the session to
+    /// itself until [`send`](Self::send) ends it.
+    pub(crate) async fn send_full(&mut self, session: &mut Session) -> Result<(), ProjectorError> {
+        if self.pieces.is_empty() {
+            return Ok(());
+        }
+        if let Some(wrong) = self.wrong.take() {
             return Err(ProjectorError::Stored(wrong));
         }
+        if self.sink.is_none() {
+            let names: Vec<String> = self.names.iter().map(|name| format!("\"{name}\"")).collect();
+            let sql = format!(
+                "COPY {} ({}) FROM STDIN (FORMAT binary)",
+                self.table,
+                names.join(", ")
+            );
+            let statement = session.prepare(&sql).await?;
+            let sink = session.client().copy_in(&statement).await?;
+            self.sink = Some(Box::pin(sink));
+        }
+        if let Some(sink) = &mut self.sink {
+            for piece in self.pieces.drain(..) {
+                sink.feed(piece).await?;
+            }
+        }
+        Ok(())
+    }
+
+    /// Sends them all. An empty buffer is no statement.
+    pub(crate) async fn send(mut self, session: &mut Session) -> Result<(), ProjectorError> {
         if self.rows == 0 {
             return Ok(());
         }
         self.bytes.put_i16(-1);
-        let names: Vec<String> = self.names.iter().map(|name| format!("\"{name}\"")).collect();
-        let sql = format!(
-            "COPY {} ({}) FROM STDIN (FORMAT binary)",
-            self.table,
-            names.join(", ")
-        );
-        let statement = session.prepare(&sql).await?;
-        let sink = session.client().copy_in::<_, Bytes>(&statement).await?;
-        pin_mut!(sink);
-        self.pieces.push(self.bytes.into());
-        for piece in self.pieces {
-            sink.feed(piece).await?;
+        self.pieces.push(std::mem::take(&mut self.bytes).into());
+        self.send_full(session).await?;
+        if let Some(mut sink) = self.sink {
+            sink.as_mut().finish().await?;
         }
-        sink.finish().await?;
         Ok(())
     }
 
@@ -184,24 +205,23 @@ impl Cells for Copying {
         match value {
             Some(doc) => self.sized(|bytes| {
                 bytes.put_u8(JSONB_VERSION);
-                // A map of JSON values always serialises, and a buffer in memory takes what it is given.
-                let _ = serde_json::to_writer(bytes, doc);
+                bytes.put_slice(doc.text().as_bytes());
             }),
             None => self.null(),
         }
     }
 
-    fn texts(&mut self, name: &'static str, value: Option<&[String]>) {
+    fn texts<'a>(&mut self, name: &'static str, value: Option<impl ExactSizeIterator<Item = &'a str>>) {
         self.cell(name);
         let Some(items) = value else {
             return self.null();
         };
         self.sized(|bytes| {
             // Dimensions, whether there are nulls, the elements' type; of the one dimension its length and first index.
-            bytes.put_i32(i32::from(!items.is_empty()));
+            bytes.put_i32(i32::from(items.len() > 0));
             bytes.put_i32(0);
             bytes.put_i32(TEXT_OID);
-            if !items.is_empty() {
+            if items.len() > 0 {
                 bytes.put_i32(items.len() as i32);
                 bytes.put_i32(1);
             }
@@ -223,7 +243,7 @@ mod tests {
         copying.row(|row| {
             row.text("name", Some("ab"));
             row.json("doc", None);
-            row.texts("list", Some(&["x".to_owned()]));
+            row.texts("list", Some(["x"].into_iter()));
         });
         let bytes = &copying.bytes[HEADER.len()..];
         assert_eq!(bytes[..2], 3i16.to_be_bytes());

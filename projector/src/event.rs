@@ -2,11 +2,12 @@
 //! told apart here, so that the fold only ever sees events.
 
 use crate::document::patch_of;
-use crate::state::{Doc, EventKey, RecordKey};
+use crate::state::{Doc, EventKey, Identity, RecordKey};
 use chrono::{DateTime, Utc};
-use serde_json::Value;
+use serde_json::{Map, Value};
 use sha2::{Digest, Sha256};
 use std::sync::Arc;
+use tidelog_events::doc::Json;
 use tidelog_events::domain::{Domain, Registry};
 use tidelog_events::envelope::{EnvelopeError, Event};
 use tidelog_events::item::{Operation, item_key, record_key};
@@ -34,6 +35,8 @@ pub struct Arrived {
     pub parent: Option<Uuid>,
     /// The record that it is about: asked for again and again.
     record: RecordKey,
+    /// The one that this hangs on.
+    parent_record: Option<RecordKey>,
     /// The key that it has to have on its topic.
     topic_key: String,
     /// What it decides, where it is the resolution of a conflict.
@@ -86,13 +89,25 @@ impl Arrived {
         log_time: DateTime<Utc>,
     ) -> Result<Arrived, Unreadable> {
         let event = Event::from_headers(headers, registry)?;
+        Arrived::of(registry, topic, event, value, place, log_time)
+    }
+
+    /// The same of an event whose headers are read already.
+    pub(crate) fn of(
+        registry: &Registry,
+        topic: &str,
+        event: Event,
+        value: Option<&[u8]>,
+        place: Place,
+        log_time: DateTime<Utc>,
+    ) -> Result<Arrived, Unreadable> {
         let domain = registry
             .by_table(&event.table)
             .filter(|domain| domain.topic == topic)
             .cloned();
         let domain = domain.ok_or_else(|| Unreadable::WrongTopic(event.table.to_string()))?;
         let raw = value.unwrap_or_default();
-        let (mut item, canonical) = item_of(raw)?;
+        let (item, parsed) = item_of(raw)?;
         let appends = event.operation == Operation::Append;
         let resolves = event.operation == Operation::Resolve;
         if appends == domain.is_entity() || resolves && !domain.is_entity() {
@@ -107,37 +122,37 @@ impl Arrived {
         let parent = match &domain.parent {
             None => None,
             Some(parent) => {
-                let text = item
-                    .get(&parent.field)
-                    .and_then(Value::as_str)
-                    .unwrap_or_default();
+                let text = item.get(&parent.field).and_then(Json::as_str).unwrap_or_default();
                 Some(
-                    Uuid::try_parse(text)
+                    Uuid::try_parse(&text)
                         .map_err(|_| Unreadable::Identity(text.chars().take(64).collect()))?,
                 )
             }
         };
-        let resolution = resolves.then(|| Resolution::read(&item)).transpose();
+        let resolution = resolves.then(|| Resolution::read(&item.to_map())).transpose();
         let resolution = resolution.map_err(Unreadable::Resolution)?;
-        let content = content_of(&event, &domain, raw, &item, canonical.as_deref());
+        let content = content_of(&event, &domain, &item, parsed);
         // From here on it is an item like any other: its document has its time, and not that of an earlier change.
-        if let Some(time) = &event.client_time {
-            item.insert(CLIENT_TIMESTAMP.into(), time.as_str().into());
-        }
-        let record = RecordKey {
+        let item = match &event.client_time {
+            Some(time) => item.with(CLIENT_TIMESTAMP, &time.as_str().into()),
+            None => item,
+        };
+        let parent_record = parent.and_then(|id| parent_key(registry, &domain, &event, id));
+        let record = RecordKey::new(Identity {
             table: event.table.clone(),
             tenant: event.tenant.shared(),
             subject: event.subject.clone(),
             parent,
-        };
+        });
         Ok(Arrived {
-            patch: patch_of(&domain, item),
+            patch: patch_of(&domain, &item),
             topic_key: topic_key(&domain, &event, parent),
             event,
             domain,
             content,
             parent,
             record,
+            parent_record,
             resolution,
             place,
             log_time,
@@ -164,20 +179,13 @@ impl Arrived {
     }
 
     /// The record that its record hangs on, in the parent's table.
-    pub fn parent_record(&self, registry: &Registry) -> Option<RecordKey> {
-        let parent = self.domain.parent.as_ref()?;
-        Some(RecordKey {
-            table: registry.by_name(&parent.domain)?.table.clone(),
-            tenant: self.record.tenant.clone(),
-            subject: self.parent?.to_string().into(),
-            parent: None,
-        })
+    pub fn parent_record(&self) -> Option<&RecordKey> {
+        self.parent_record.as_ref()
     }
 
     /// The record that stands for its family: what its record hangs on, or its own.
-    pub(crate) fn head(&self, registry: &Registry) -> RecordKey {
-        self.parent_record(registry)
-            .unwrap_or_else(|| self.record.clone())
+    pub(crate) fn head(&self) -> &RecordKey {
+        self.parent_record.as_ref().unwrap_or(&self.record)
     }
 
     /// Its identity as an event: one item of one batch.
@@ -196,6 +204,16 @@ impl Arrived {
     }
 }
 
+fn parent_key(registry: &Registry, domain: &Domain, event: &Event, id: Uuid) -> Option<RecordKey> {
+    let parent = domain.parent.as_ref()?;
+    Some(RecordKey::new(Identity {
+        table: registry.by_name(&parent.domain)?.table.clone(),
+        tenant: event.tenant.shared(),
+        subject: id.to_string().into(),
+        parent: None,
+    }))
+}
+
 fn topic_key(domain: &Domain, event: &Event, parent: Option<Uuid>) -> String {
     match (domain.is_entity(), parent) {
         (true, Some(parent)) => record_key(&event.tenant, &parent.to_string()),
@@ -204,13 +222,13 @@ fn topic_key(domain: &Domain, event: &Event, parent: Option<Uuid>) -> String {
     }
 }
 
-/// The item of a value, and its canonical form where that was to be had on the way.
-fn item_of(raw: &[u8]) -> Result<(Doc, Option<Vec<u8>>), Unreadable> {
-    if let Some((item, canonical)) = std::str::from_utf8(raw).ok().and_then(simple_item) {
-        return Ok((item, Some(canonical)));
+/// The item of a value; also as it was parsed, where its text is not its canonical form.
+fn item_of(raw: &[u8]) -> Result<(Doc, Option<Map<String, Value>>), Unreadable> {
+    if let Some(item) = std::str::from_utf8(raw).ok().and_then(simple_item) {
+        return Ok((item, None));
     }
-    match serde_json::from_slice(raw) {
-        Ok(Value::Object(item)) => Ok((item, None)),
+    match serde_json::from_slice::<Value>(raw) {
+        Ok(Value::Object(item)) => Ok((item.clone().into(), Some(item))),
         Ok(_) => Err(Unreadable::Value("it is something else".into())),
         Err(error) => Err(Unreadable::Value(error.to_string())),
     }
@@ -218,7 +236,7 @@ fn item_of(raw: &[u8]) -> Result<(Doc, Option<Vec<u8>>), Unreadable> {
 
 /// Record, operation, user, base and the item's canonical form, in which a sealed value counts as what it holds: under
 /// another key it is the same item.
-fn content_of(event: &Event, domain: &Domain, raw: &[u8], item: &Doc, canonical: Option<&[u8]>) -> Uuid {
+fn content_of(event: &Event, domain: &Domain, item: &Doc, parsed: Option<Map<String, Value>>) -> Uuid {
     let mut hash = Sha256::new();
     for part in [
         event.tenant.as_str(),
@@ -236,10 +254,9 @@ fn content_of(event: &Event, domain: &Domain, raw: &[u8], item: &Doc, canonical:
         hash.update((time.len() as u64).to_be_bytes());
         hash.update(time.as_bytes());
     }
-    match (seal::content(domain, raw, item), canonical) {
-        (Some(item), _) => hash_content(&mut hash, &item),
-        (None, Some(canonical)) => hash.update(canonical),
-        (None, None) => hash_content(&mut hash, item),
+    match seal::content(domain, item).or(parsed) {
+        Some(item) => hash_content(&mut hash, &item),
+        None => hash.update(item.text()),
     }
     let digest = hash.finalize();
     let mut bytes = [0; 16];

@@ -57,7 +57,7 @@ impl Flight {
         before: Vec<Owned>,
         landed: impl FnOnce() + Send + 'static,
     ) -> Flight {
-        let touched = touched(&registry, &folded.chunk.events);
+        let touched = touched(&folded.chunk.events);
         let writing = tokio::spawn(async move {
             let written = folded.write(&mut session, &registry, &topic).await;
             if written.is_ok() {
@@ -74,11 +74,11 @@ impl Flight {
     }
 
     /// Whether an event's record, or the one that it hangs on, is as this chunk leaves it.
-    pub(crate) fn touches(&self, registry: &Registry, arrived: &Arrived) -> bool {
+    pub(crate) fn touches(&self, arrived: &Arrived) -> bool {
         self.touched.contains(arrived.record())
             || arrived
-                .parent_record(registry)
-                .is_some_and(|parent| self.touched.contains(&parent))
+                .parent_record()
+                .is_some_and(|parent| self.touched.contains(parent))
     }
 
     /// Waits for the end of the write. Safe to drop and to call again while there is none.
@@ -95,11 +95,11 @@ impl Flight {
 }
 
 /// A child's parent counts as touched: whatever else hangs on it may have been moved with it.
-fn touched(registry: &Registry, events: &[Arc<Arrived>]) -> HashSet<RecordKey> {
+fn touched(events: &[Arc<Arrived>]) -> HashSet<RecordKey> {
     let mut touched = HashSet::with_capacity(events.len());
     for arrived in events {
         touched.insert(arrived.record().clone());
-        touched.extend(arrived.parent_record(registry));
+        touched.extend(arrived.parent_record().cloned());
     }
     touched
 }

@@ -2,21 +2,20 @@
 //! log's, the policy is the event's. Which rules it follows is DOMAINS ("What every sync item carries", "Settled
 //! questions"); how states are stored and batched is not its business, so any batching gives the same.
 
-use crate::document::{Touched, judge, touched, write_defaults};
+use crate::document::{Touched, judge, touched, with_defaults};
 use crate::event::Arrived;
 use crate::merge::Kept;
 use crate::policy::{Attempt, Side, Verdict, decide, out_of_sight, standing};
 use crate::resolve::{Resolved, resolve};
 use crate::seals::{patch_against, unified};
 use crate::state::{Doc, PastChange, Record, State};
-use serde_json::Value;
 use std::sync::Arc;
 use tidelog_events::domain::{Audience, Kind, Reader, Visibility};
 use tidelog_events::drill;
 use tidelog_events::error::ItemError;
 use tidelog_events::item::Operation;
-use tidelog_events::json::merge_patch;
 use tidelog_events::outcome::{Change, Outcome, Winner};
+use tidelog_events::position::Place;
 
 /// The number of this fold. To be raised by whatever gives any event another meaning, or writes a state that the fold before
 /// would not read: an older worker then claims no partition that a newer one has had (`ownership`).
@@ -30,14 +29,14 @@ pub enum Folded {
     /// The record's state changes.
     Applied {
         /// How.
-        step: Box<Step>,
+        step: Arc<Step>,
         /// The two sides, where the item was behind and its policy let it change the record.
         conflict: Option<Box<Conflict>>,
     },
     /// It decided a conflict that waited for a person.
     Resolved {
         /// How the record's state changes, where it does.
-        step: Option<Box<Step>>,
+        step: Option<Arc<Step>>,
         /// What was decided.
         resolved: Box<Resolved>,
     },
@@ -135,8 +134,8 @@ fn fold_telemetry(record: &Record, arrived: &Arrived, replace: bool) -> Folded {
             })
         }
         state => {
-            let mut doc = patch_against(arrived, state.as_deref(), &[]);
-            write_defaults(&arrived.domain, &mut doc);
+            let patch = patch_against(arrived, state.as_deref(), &[]);
+            let doc = with_defaults(&arrived.domain, &patch);
             apply(state.as_deref(), None, arrived, doc, false)
         }
     }
@@ -167,12 +166,14 @@ fn fold_entity(record: &Record, parent: ParentOf<'_>, arrived: &Arrived) -> Fold
         return apply(state, parent, arrived, Doc::new(), true);
     }
     let old = state.filter(|state| !state.deleted);
-    let mut doc = old.map(|state| state.doc.clone()).unwrap_or_default();
-    merge_patch(&mut doc, patch_against(arrived, old, &[]));
-    if old.is_none() {
-        write_defaults(&arrived.domain, &mut doc);
-        number(arrived, &mut doc);
-    }
+    let patch = patch_against(arrived, old, &[]);
+    let doc = match old {
+        Some(old) => old.doc.patched(&patch),
+        None => numbered(
+            arrived,
+            with_defaults(&arrived.domain, &Doc::new().patched(&patch)),
+        ),
+    };
     match judge(&arrived.domain, old.map(|state| &state.doc), &doc) {
         Ok(()) => apply(state, parent, arrived, doc, false),
         Err(error) => refused(error),
@@ -269,7 +270,7 @@ fn conflict(record: &Record, state: &State, parent: ParentOf<'_>, arrived: &Arri
     });
     match step {
         Some(step) => Folded::Applied {
-            step: Box::new(step),
+            step: Arc::new(step),
             conflict: Some(conflict),
         },
         None => Folded::NotApplied {
@@ -280,19 +281,20 @@ fn conflict(record: &Record, state: &State, parent: ParentOf<'_>, arrived: &Arri
 }
 
 /// The server's number for a new record: the place of the event that made it, so that a rebuild gives the same.
-fn number(arrived: &Arrived, doc: &mut Doc) {
-    if let Some(numbering) = &arrived.domain.numbering {
-        let text = format!(
-            "{}-{}-{}",
-            numbering.prefix, arrived.place.offset, arrived.place.partition
-        );
-        doc.insert(numbering.field.clone(), Value::String(text));
+fn numbered(arrived: &Arrived, doc: Doc) -> Doc {
+    match &arrived.domain.numbering {
+        Some(numbering) => {
+            let Place { offset, partition } = arrived.place;
+            let number = format!("{}-{offset}-{partition}", numbering.prefix);
+            doc.with(&numbering.field, &number.into())
+        }
+        None => doc,
     }
 }
 
 fn apply(state: Option<&State>, parent: ParentOf<'_>, arrived: &Arrived, doc: Doc, deleted: bool) -> Folded {
     Folded::Applied {
-        step: Box::new(step(state, parent, arrived, doc, deleted)),
+        step: Arc::new(step(state, parent, arrived, doc, deleted)),
         conflict: None,
     }
 }

@@ -259,7 +259,7 @@ impl Lane {
         let mut world = World::default();
         let (later, now): (Vec<_>, Vec<_>) = chunk.events.iter().cloned().partition(|arrived| {
             let flight = self.flight.as_ref();
-            flight.is_some_and(|flight| flight.touches(&registry, arrived))
+            flight.is_some_and(|flight| flight.touches(arrived))
         });
         let database = &self.parts.database;
         let free = match self.flight {

@@ -8,9 +8,8 @@ use crate::kept::load_conflicts;
 use crate::pasts::load_pasts;
 use crate::session::Session;
 use crate::sheet::get;
-use crate::state::{Doc, RecordKey, State};
+use crate::state::{Doc, Identity, RecordKey, State};
 use futures_util::future::try_join_all;
-use serde_json::Value;
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 use tidelog_events::domain::{Audience, Domain, Registry};
@@ -40,7 +39,7 @@ pub(crate) async fn load_families(
     registry: &Registry,
     events: &[Arc<Arrived>],
 ) -> Result<World, ProjectorError> {
-    let heads = events.iter().map(|arrived| arrived.head(registry)).collect();
+    let heads = events.iter().map(|arrived| arrived.head().clone()).collect();
     load_with_children(session, registry, events, heads).await
 }
 
@@ -105,11 +104,11 @@ async fn load_states(
 ) -> Result<(), ProjectorError> {
     let mut keys: BTreeMap<Arc<str>, BTreeSet<RecordKey>> = BTreeMap::new();
     for arrived in events {
-        for key in [Some(arrived.record().clone()), arrived.parent_record(registry)]
+        for key in [Some(arrived.record()), arrived.parent_record()]
             .into_iter()
             .flatten()
         {
-            keys.entry(key.table.clone()).or_default().insert(key);
+            keys.entry(key.table.clone()).or_default().insert(key.clone());
         }
     }
     let mut states = Vec::with_capacity(keys.len());
@@ -234,10 +233,7 @@ pub(crate) fn read_device_type(row: &Row) -> Result<Option<DeviceType>, Projecto
 }
 
 pub(crate) fn read_doc(text: &str) -> Result<Doc, ProjectorError> {
-    match serde_json::from_str(text) {
-        Ok(Value::Object(doc)) => Ok(doc),
-        _ => Err(ProjectorError::Stored("a document is no object".into())),
-    }
+    Doc::parse(text).ok_or_else(|| ProjectorError::Stored("a document is no object".into()))
 }
 
 /// The children of parents that exist already: what becomes of these may reach them.
@@ -284,12 +280,12 @@ async fn load_children_of(
         let Some(parent) = usize::try_from(at).ok().and_then(|at| parents.get(at)) else {
             continue;
         };
-        let key = RecordKey {
+        let key = RecordKey::new(Identity {
             table: child.table.clone(),
             tenant: parent.tenant.clone(),
             subject: get::<&str>(&row, "subject")?.into(),
             parent: Some(get(&row, "parent_id")?),
-        };
+        });
         world.records.entry(key.clone()).or_default().state = Some(Arc::new(read_state(&row)?));
         world.children.entry(parent.clone()).or_default().insert(key);
     }

@@ -3,9 +3,11 @@
 //! side that the caller names. Also the document as it was at an earlier version, from the changes since. Pure; knows
 //! neither policies nor times nor who the sides are.
 
+use crate::document::Touched;
 use crate::state::{Doc, PastChange};
-use serde_json::Value;
+use serde_json::{Map, Value};
 use std::collections::{BTreeMap, BTreeSet};
+use tidelog_events::doc::Json;
 
 /// Which side a value came from.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -40,12 +42,8 @@ pub fn document_at(base: i64, current: &Doc, since: &[PastChange]) -> Doc {
     }
     let mut doc = current.clone();
     for change in since.iter().rev() {
-        for name in &change.touched.fields {
-            match change.touched.before.get(name) {
-                Some(value) => doc.insert(name.clone(), value.clone()),
-                None => doc.remove(name),
-            };
-        }
+        let Touched { fields, before } = &*change.touched;
+        doc = doc.only(|name, _| !fields.contains(name)).or(before);
     }
     doc
 }
@@ -53,13 +51,14 @@ pub fn document_at(base: i64, current: &Doc, since: &[PastChange]) -> Doc {
 /// The last of the changes that made the value at `path` what it is in the current document.
 pub fn last_change_of<'a>(path: &[String], current: &Doc, since: &'a [PastChange]) -> Option<&'a PastChange> {
     let (name, inner) = path.split_first()?;
-    let mut after = current.get(name);
+    let value_of = |doc: &Doc| doc.get(name).map(Json::to_value);
+    let mut after = value_of(current);
     for change in since.iter().rev() {
         if !change.touched.fields.contains(name) {
             continue;
         }
-        let before = change.touched.before.get(name);
-        if value_at(before, inner) != value_at(after, inner) {
+        let before = value_of(&change.touched.before);
+        if value_at(before.as_ref(), inner) != value_at(after.as_ref(), inner) {
             return Some(change);
         }
         after = before;
@@ -79,9 +78,13 @@ pub fn merge(base: &Doc, server: &Doc, client: &Doc, client_wins: &dyn Fn(&[Stri
         path: Vec::new(),
         kept: Kept::new(),
     };
-    let doc = merger.objects(Some(base), server, client);
-    (doc, merger.kept)
+    let [base, server, client] = [base, server, client].map(Doc::to_map);
+    let doc = merger.objects(Some(&base), &server, &client);
+    (doc.into(), merger.kept)
 }
+
+/// A document, or an object in one.
+type Object = Map<String, Value>;
 
 struct Merger<'f> {
     client_wins: &'f dyn Fn(&[String]) -> bool,
@@ -90,10 +93,10 @@ struct Merger<'f> {
 }
 
 impl Merger<'_> {
-    fn objects(&mut self, base: Option<&Doc>, server: &Doc, client: &Doc) -> Doc {
+    fn objects(&mut self, base: Option<&Object>, server: &Object, client: &Object) -> Object {
         let names: BTreeSet<&String> = server.keys().chain(client.keys()).collect();
         // What only the base has, both sides removed: nothing is left of it, and nothing to tell apart.
-        let mut doc = Doc::new();
+        let mut doc = Object::new();
         for name in names {
             self.path.push(name.clone());
             let before = base.and_then(|base| base.get(name));

@@ -145,7 +145,7 @@ fn read_change(row: &Row, change: Change) -> Result<PastChange, ProjectorError> 
         version: get(row, "version")?,
         change,
         touched: Arc::new(Touched {
-            fields: get(row, "fields")?,
+            fields: get::<Vec<&str>>(row, "fields")?.into_iter().collect(),
             before: before.map(read_doc).transpose()?.unwrap_or_default(),
         }),
         user: get::<&str>(row, "user_id")?.into(),

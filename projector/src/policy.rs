@@ -8,7 +8,6 @@ use chrono::{DateTime, Utc};
 use std::collections::BTreeSet;
 use tidelog_events::domain::{Domain, Policy};
 use tidelog_events::ids::DeviceType;
-use tidelog_events::json::merge_patch;
 use tidelog_events::outcome::{Change, Winner};
 
 /// What [`Policy::PreserveEscalation`] keeps in every domain, beside its status and the fields that its definition names.
@@ -145,8 +144,7 @@ pub fn out_of_sight(policy: Policy, state: &State, attempt: &Attempt<'_>) -> Dec
         Policy::MostRecentWins => !attempt.side.beats(&Side::of_state(state)),
         _ => false,
     };
-    let mut wanted = state.doc.clone();
-    merge_patch(&mut wanted, attempt.patch.clone());
+    let wanted = state.doc.patched(attempt.patch);
     let says_so = match attempt.deletes {
         true => state.deleted,
         false => !state.deleted && wanted == state.doc,
@@ -175,8 +173,10 @@ fn client(state: &State, since: &[PastChange], attempt: &Attempt<'_>) -> Decisio
     if attempt.deletes {
         return Decision::whole(Verdict::Delete, Winner::Client);
     }
-    let mut doc = standing(state, since).cloned().unwrap_or_default();
-    merge_patch(&mut doc, attempt.patch.clone());
+    let doc = match standing(state, since) {
+        Some(doc) => doc.patched(attempt.patch),
+        None => Doc::new().patched(attempt.patch),
+    };
     Decision::whole(Verdict::Replace(doc), Winner::Client)
 }
 
@@ -200,18 +200,19 @@ fn preserve_escalation(domain: &Domain, state: &State, attempt: &Attempt<'_>) ->
     let mut preserved: BTreeSet<&str> = ESCALATION.into_iter().collect();
     preserved.extend(domain.keep.iter().map(String::as_str));
     preserved.extend(domain.status.iter().map(|status| status.field.as_str()));
-    let mut doc = state.doc.clone();
-    let mut patch = attempt.patch.clone();
-    patch.retain(|name, _| !preserved.contains(name.as_str()));
-    merge_patch(&mut doc, patch);
+    let patch = attempt.patch.only(|name, _| !preserved.contains(name));
+    let doc = state.doc.patched(&patch);
     let said_too = |name: &str| state.doc.get(name) == attempt.patch.get(name);
     let kept = attempt
         .patch
-        .keys()
-        .map(|name| match name.as_str() {
-            name if said_too(name) => (name.to_owned(), Origin::Both),
-            name if preserved.contains(name) => (name.to_owned(), Origin::Server),
-            name => (name.to_owned(), Origin::Client),
+        .iter()
+        .map(|(name, _)| {
+            let origin = match &*name {
+                name if said_too(name) => Origin::Both,
+                name if preserved.contains(name) => Origin::Server,
+                _ => Origin::Client,
+            };
+            (name.into_owned(), origin)
         })
         .collect();
     Decision {
@@ -225,8 +226,7 @@ fn preserve_escalation(domain: &Domain, state: &State, attempt: &Attempt<'_>) ->
 /// value's own last change being the server's side of it.
 fn field_by_field(state: &State, since: &[PastChange], attempt: &Attempt<'_>) -> Decision {
     let base = document_at(attempt.base, &state.doc, since);
-    let mut wanted = base.clone();
-    merge_patch(&mut wanted, attempt.patch.clone());
+    let wanted = base.patched(attempt.patch);
     let client_wins = |path: &[String]| {
         let server = last_change_of(path, &state.doc, since);
         attempt

@@ -3,7 +3,7 @@
 
 use crate::bulk::{KnownLetter, Letters};
 use crate::chunk::OutcomeRow;
-use crate::event::Arrived;
+use crate::event::{Arrived, Unreadable};
 use crate::ownership::Owned;
 use crate::record::LogRecord;
 use crate::write::{DeadLetter, Move};
@@ -11,6 +11,7 @@ use chrono::{DateTime, Utc};
 use std::collections::BTreeMap;
 use std::sync::Arc;
 use tidelog_events::domain::Registry;
+use tidelog_events::envelope::{Event, LastSource};
 use tidelog_events::error::{ErrorCode, ItemError};
 use tidelog_events::outcome::Outcome;
 use tidelog_events::position::Place;
@@ -40,6 +41,7 @@ impl Reader<'_> {
     pub(crate) fn read(&self, records: &[LogRecord], owned: &BTreeMap<i32, Owned>) -> Chunk {
         let mut chunk = Chunk::default();
         let mut moves: BTreeMap<i32, Move> = BTreeMap::new();
+        let mut last = LastSource::default();
         for record in records {
             let Some(owned) = owned.get(&record.partition()) else {
                 continue;
@@ -60,7 +62,7 @@ impl Reader<'_> {
             let known = self
                 .letters
                 .and_then(|letters| letters.get(&(record.partition(), record.offset())));
-            match self.arrived(record, moved.log_time) {
+            match self.arrived(record, moved.log_time, &mut last) {
                 Ok(arrived) => match known {
                     None => chunk.events.push(Arc::new(arrived)),
                     Some(letter) => self.stays_dead(&mut chunk, record, arrived, letter),
@@ -77,21 +79,22 @@ impl Reader<'_> {
         chunk
     }
 
-    fn arrived(&self, record: &LogRecord, log_time: DateTime<Utc>) -> Result<Arrived, String> {
+    fn arrived<'r>(
+        &self,
+        record: &'r LogRecord,
+        log_time: DateTime<Utc>,
+        last: &mut LastSource<'r>,
+    ) -> Result<Arrived, String> {
         let place = Place {
             partition: record.partition(),
             offset: record.offset(),
         };
-        Arrived::read(
-            self.registry,
-            self.topic.strip_prefix(self.prefix).unwrap_or(self.topic),
-            record.headers(),
-            record.payload(),
-            place,
-            log_time,
-        )
-        .and_then(|arrived| arrived.under(record.key()))
-        .map_err(|error| error.to_string())
+        let topic = self.topic.strip_prefix(self.prefix).unwrap_or(self.topic);
+        Event::of_batch(record.headers(), self.registry, last)
+            .map_err(Unreadable::from)
+            .and_then(|event| Arrived::of(self.registry, topic, event, record.payload(), place, log_time))
+            .and_then(|arrived| arrived.under(record.key()))
+            .map_err(|error| error.to_string())
     }
 
     /// An event that Postgres will not store becomes a dead letter with an outcome, so that its batch is answered.

@@ -8,6 +8,7 @@ use crate::merge::Kept;
 use crate::policy::{Attempt, Decision, Side, Verdict, decide, out_of_sight, standing};
 use crate::seals::{adopted, unified};
 use crate::state::{Doc, KeptAttempt, Record, Standing, State};
+use std::sync::Arc;
 use tidelog_events::domain::Policy;
 use tidelog_events::error::{ErrorCode, ItemError};
 use tidelog_events::ids::Role;
@@ -118,8 +119,11 @@ fn decision(
     // A record may have been made anew since the attempt, when the old one was forgotten.
     let in_sight = kept.at >= state.created_at && remembers(record, state, arrived, kept.base);
     let since = unified(&arrived.domain, state, since(record, arrived, kept.base));
-    let patch = if manual { &resolution.data } else { &kept.patch };
-    let patch = adopted(&arrived.domain, patch.clone(), state, &since);
+    let patch = match manual {
+        true => resolution.data.clone().into(),
+        false => kept.patch.clone(),
+    };
+    let patch = adopted(&arrived.domain, patch, state, &since);
     let attempt = Attempt {
         // What the device knew is forgotten: then all that the record says counts as changed since.
         base: if in_sight { kept.base } else { 0 },
@@ -165,7 +169,7 @@ fn resolved(version: i64, step: Option<Step>, resolution: &Resolution, winner: W
         kept,
     };
     Folded::Resolved {
-        step: step.map(Box::new),
+        step: step.map(Arc::new),
         resolved: Box::new(resolved),
     }
 }

@@ -19,7 +19,7 @@ pub(crate) trait Cells {
     fn boolean(&mut self, name: &'static str, value: bool);
     fn time(&mut self, name: &'static str, value: DateTime<Utc>);
     fn json(&mut self, name: &'static str, value: Option<&Doc>);
-    fn texts(&mut self, name: &'static str, value: Option<&[String]>);
+    fn texts<'a>(&mut self, name: &'static str, value: Option<impl ExactSizeIterator<Item = &'a str>>);
 }
 
 /// The columns of a table's primary key, for an `ON CONFLICT`.
@@ -51,7 +51,7 @@ pub(crate) fn row(domain: &Domain, key: &RecordKey, state: &State, cells: &mut i
     cells.integer("partition", state.place.partition);
     cells.bigint("offset", Some(state.place.offset));
     if domain.visibility.stores_audience() {
-        cells.texts("audience", Some(audience(state)));
+        cells.texts("audience", Some(texts(audience(state))));
     }
 }
 
@@ -64,7 +64,7 @@ pub(crate) fn feed_row(domain: &Domain, row: &FeedRow, cells: &mut impl Cells) {
     identity(domain, &row.record, cells);
     cells.bigint("version", Some(state.version));
     cells.text("operation", Some(row.operation));
-    cells.texts("fields", Some(&touched.fields));
+    cells.texts("fields", Some(touched.fields.iter()));
     cells.json("before", (!touched.before.is_empty()).then_some(&touched.before));
     cells.time("changed_at", state.changed_at);
     cells.time("item_time", state.item_time);
@@ -79,8 +79,8 @@ pub(crate) fn feed_row(domain: &Domain, row: &FeedRow, cells: &mut impl Cells) {
     cells.bigint("previous_offset", row.step.previous_offset);
     if domain.visibility.stores_audience() {
         let before = row.step.audience_before.as_ref();
-        cells.texts("audience_before", before.map(|audience| audience.0.as_slice()));
-        cells.texts("audience", Some(audience(state)));
+        cells.texts("audience_before", before.map(|audience| texts(&audience.0)));
+        cells.texts("audience", Some(texts(audience(state))));
     }
 }
 
@@ -96,6 +96,10 @@ fn identity(domain: &Domain, key: &RecordKey, cells: &mut impl Cells) {
 
 fn device_type(state: &State) -> Option<String> {
     state.device_type.as_ref().map(DeviceType::to_string)
+}
+
+fn texts(list: &[String]) -> impl ExactSizeIterator<Item = &str> {
+    list.iter().map(String::as_str)
 }
 
 fn audience(state: &State) -> &[String] {

@@ -47,7 +47,7 @@ pub(crate) fn unified<'a>(domain: &Domain, state: &State, since: &'a [PastChange
 }
 
 /// The document's first, then those of the documents before it, from the latest back.
-fn seals_of<'a>(domain: &Domain, state: &'a State, since: &'a [PastChange]) -> Seals<'a> {
+fn seals_of(domain: &Domain, state: &State, since: &[PastChange]) -> Seals {
     let mut seals = Seals::default();
     if domain.has_personal() {
         seals.note(domain, &state.doc);

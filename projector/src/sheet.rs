@@ -228,24 +228,18 @@ impl Cells for Sheet {
     }
 
     fn json(&mut self, name: &'static str, value: Option<&Doc>) {
-        self.text_as(name, Some("jsonb"), value.map(doc_text));
+        self.text_as(name, Some("jsonb"), value.map(|doc| doc.text().to_owned()));
     }
 
-    fn texts(&mut self, name: &'static str, value: Option<&[String]>) {
+    fn texts<'a>(&mut self, name: &'static str, value: Option<impl ExactSizeIterator<Item = &'a str>>) {
         self.text_as(name, Some("text[]"), value.map(array_text));
     }
 }
 
-/// A document in JSON.
-pub(crate) fn doc_text(doc: &Doc) -> String {
-    // A map of JSON values always serialises.
-    serde_json::to_string(doc).unwrap_or_else(|_| "{}".into())
-}
-
 /// A list of texts in the spelling that Postgres reads as `text[]`, for columns that hold one list a row.
-pub(crate) fn array_text(items: &[String]) -> String {
+pub(crate) fn array_text<'a>(items: impl Iterator<Item = &'a str>) -> String {
     let mut text = String::from("{");
-    for (at, item) in items.iter().enumerate() {
+    for (at, item) in items.enumerate() {
         if at > 0 {
             text.push(',');
         }
@@ -290,7 +284,7 @@ mod tests {
 
     #[test]
     fn lists_survive_their_spelling() {
-        assert_eq!(array_text(&["a".into(), "b\"c\\".into()]), r#"{"a","b\"c\\"}"#);
-        assert_eq!(array_text(&[]), "{}");
+        assert_eq!(array_text(["a", "b\"c\\"].into_iter()), r#"{"a","b\"c\\"}"#);
+        assert_eq!(array_text([].into_iter()), "{}");
     }
 }

@@ -3,9 +3,12 @@
 
 use crate::document::Touched;
 use chrono::{DateTime, Utc};
-use serde_json::{Map, Value};
-use std::collections::HashMap;
-use std::sync::Arc;
+use std::cmp::Ordering;
+use std::collections::{BTreeMap, HashMap};
+use std::fmt;
+use std::hash::{BuildHasher, Hash, Hasher};
+use std::ops::Deref;
+use std::sync::{Arc, LazyLock};
 use tidelog_events::batch::BatchId;
 use tidelog_events::domain::Audience;
 use tidelog_events::ids::DeviceType;
@@ -13,12 +16,19 @@ use tidelog_events::outcome::{Change, Outcome};
 use tidelog_events::position::Place;
 use uuid::Uuid;
 
-/// A record's document.
-pub type Doc = Map<String, Value>;
+pub use tidelog_events::doc::Doc;
 
-/// Which record: a domain's table, the tenant, the identity, and the parent that it hangs on.
-#[derive(Debug, Clone, PartialEq, Eq, Hash, PartialOrd, Ord)]
+/// Which record, as maps go by it. A fold looks each record up several times and hands its key on as often, so the key is in
+/// memory once and knows its hash.
+#[derive(Clone)]
 pub struct RecordKey {
+    hash: u64,
+    identity: Arc<Identity>,
+}
+
+/// A domain's table, the tenant, the identity, and the parent that it hangs on.
+#[derive(Debug, Clone, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub struct Identity {
     /// The domain's table.
     pub table: Arc<str>,
     /// The tenant.
@@ -27,6 +37,59 @@ pub struct RecordKey {
     pub subject: Arc<str>,
     /// The parent's `mobile_id`, for domains that have one.
     pub parent: Option<Uuid>,
+}
+
+/// Whoever sends items chooses identities; what they hash to he cannot know.
+static SEED: LazyLock<foldhash::quality::RandomState> = LazyLock::new(Default::default);
+
+impl RecordKey {
+    /// The key of that record.
+    pub fn new(identity: Identity) -> RecordKey {
+        RecordKey {
+            hash: SEED.hash_one(&identity),
+            identity: Arc::new(identity),
+        }
+    }
+}
+
+impl Deref for RecordKey {
+    type Target = Identity;
+
+    fn deref(&self) -> &Identity {
+        &self.identity
+    }
+}
+
+impl PartialEq for RecordKey {
+    fn eq(&self, other: &RecordKey) -> bool {
+        self.hash == other.hash && self.identity == other.identity
+    }
+}
+
+impl Eq for RecordKey {}
+
+impl Hash for RecordKey {
+    fn hash<H: Hasher>(&self, hasher: &mut H) {
+        hasher.write_u64(self.hash);
+    }
+}
+
+impl PartialOrd for RecordKey {
+    fn partial_cmp(&self, other: &RecordKey) -> Option<Ordering> {
+        Some(self.cmp(other))
+    }
+}
+
+impl Ord for RecordKey {
+    fn cmp(&self, other: &RecordKey) -> Ordering {
+        (**self).cmp(&**other)
+    }
+}
+
+impl fmt::Debug for RecordKey {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        (**self).fmt(f)
+    }
 }
 
 /// A record as its last applied event left it.
@@ -137,7 +200,10 @@ pub enum Standing {
 /// The past of a record, as far as it was loaded: events by identity and by content, with what became of them, and the
 /// changes that made its latest versions. Whoever looks says how far back: what was loaded may be older.
 #[derive(Debug, Clone, Default)]
-pub struct Past {
+pub struct Past(Option<Box<Remembered>>);
+
+#[derive(Debug, Clone, Default)]
+struct Remembered {
     noted: Vec<Noted>,
     /// Where in `noted`, once there is too much of it to look through.
     index: Option<Box<Index>>,
@@ -182,41 +248,41 @@ impl Past {
             at,
             outcome,
         };
-        if let Some(index) = &mut self.index {
-            index.add(self.noted.len(), &noted);
+        let past = self.0.get_or_insert_default();
+        if let Some(index) = &mut past.index {
+            index.add(past.noted.len(), &noted);
         }
-        self.noted.push(noted);
-        if self.index.is_none() && self.noted.len() > FEW {
+        past.noted.push(noted);
+        if past.index.is_none() && past.noted.len() > FEW {
             let mut index = Box::<Index>::default();
-            for (at, noted) in self.noted.iter().enumerate() {
+            for (at, noted) in past.noted.iter().enumerate() {
                 index.add(at, noted);
             }
-            self.index = Some(index);
+            past.index = Some(index);
         }
     }
 
     /// Notes an applied change; they come in the order of their versions, and one that is known is not noted twice.
     pub fn note_change(&mut self, change: PastChange) {
-        if self
-            .changes
-            .last()
-            .is_none_or(|last| last.version < change.version)
-        {
-            self.changes.push(change);
+        let changes = &mut self.0.get_or_insert_default().changes;
+        if changes.last().is_none_or(|last| last.version < change.version) {
+            changes.push(change);
         }
     }
 
     /// The record begins with the next change: what there was of it before is forgotten.
     pub fn begin(&mut self) {
-        self.changes.clear();
+        if let Some(past) = &mut self.0 {
+            past.changes.clear();
+        }
     }
 
     /// The changes that made the versions after `base`, oldest first, as far as they were loaded and are no older than
     /// the horizon.
     pub fn changes_after(&self, base: i64, horizon: DateTime<Utc>) -> &[PastChange] {
         let old = |change: &PastChange| change.version <= base || change.log_time < horizon;
-        let from = self.changes.partition_point(old);
-        &self.changes[from..]
+        let changes = self.0.as_ref().map_or(&[][..], |past| &past.changes);
+        &changes[changes.partition_point(old)..]
     }
 
     /// What became of the same event, read before. Where it had an effect twice, since the first was forgotten, the later one.
@@ -244,11 +310,13 @@ impl Past {
         indexed: impl FnOnce(&'a Index) -> Option<&'a Vec<usize>>,
         wanted: impl Fn(&Noted) -> bool,
     ) -> impl Iterator<Item = &'a Noted> {
-        let (all, some): (&[Noted], &[usize]) = match &self.index {
-            None => (&self.noted, &[]),
+        let noted = self.0.as_ref().map_or(&[][..], |past| &past.noted);
+        let index = self.0.as_ref().and_then(|past| past.index.as_ref());
+        let (all, some): (&[Noted], &[usize]) = match index {
+            None => (noted, &[]),
             Some(index) => (&[], indexed(index).map_or(&[], Vec::as_slice)),
         };
-        let some = some.iter().map(|at| &self.noted[*at]);
+        let some = some.iter().map(|at| &noted[*at]);
         all.iter().chain(some).filter(move |noted| wanted(noted))
     }
 }
@@ -261,7 +329,7 @@ pub struct Record {
     /// What is known of its past.
     pub past: Past,
     /// The conflicts that a resolution at hand may be about: those that it names, and those that the chunk makes.
-    pub conflicts: HashMap<Uuid, KeptAttempt>,
+    pub conflicts: BTreeMap<Uuid, KeptAttempt>,
 }
 
 impl Record {

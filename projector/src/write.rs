@@ -9,11 +9,11 @@ use crate::kept::resolutions;
 use crate::merge::Kept;
 use crate::rows::{feed_row, row, row_key};
 use crate::session::Session;
-use crate::sheet::{Sheet, doc_text};
+use crate::sheet::Sheet;
 use crate::state::{RecordKey, State};
 use chrono::{DateTime, Utc};
 use futures_util::future::join_all;
-use serde_json::Value;
+use serde_json::{Map, Value};
 use std::borrow::Cow;
 use std::collections::HashMap;
 use std::sync::Arc;
@@ -235,10 +235,11 @@ pub(crate) fn others(results: &Results, topic: &str, dead: &[DeadLetter]) -> Vec
 
 /// None where one side's state stands whole.
 pub(crate) fn kept_text(kept: &Kept) -> Option<String> {
-    let origins = kept
+    let origins: Map<String, Value> = kept
         .iter()
-        .map(|(path, origin)| (path.clone(), Value::from(origin.as_str())));
-    (!kept.is_empty()).then(|| doc_text(&origins.collect()))
+        .map(|(path, origin)| (path.clone(), Value::from(origin.as_str())))
+        .collect();
+    (!kept.is_empty()).then(|| Value::Object(origins).to_string())
 }
 
 pub(crate) fn rows(domain: &Domain, changed: &[(&RecordKey, &State)]) -> (String, Sheet) {
@@ -400,13 +401,13 @@ fn decisions(sheet: &mut Sheet, rows: &[&ConflictRow]) {
     sheet.cast(
         "client_doc",
         "jsonb",
-        rows.iter().map(|row| doc_text(&row.conflict.client_doc)),
+        rows.iter().map(|row| row.conflict.client_doc.text().to_owned()),
     );
     sheet.cast(
         "server_doc",
         "jsonb",
         rows.iter()
-            .map(|row| row.conflict.server_doc.as_ref().map(doc_text)),
+            .map(|row| row.conflict.server_doc.as_ref().map(|doc| doc.text().to_owned())),
     );
     sheet.column(
         "client_device_type",

@@ -200,6 +200,6 @@ proptest! {
             log.append(&merge(sent, device as u64 + 1));
         }
         let shelf = folded(&log, log.events.len(), &sizes);
-        prop_assert_eq!(Value::Object(shelf.state(TICKET).doc.clone()), edited());
+        prop_assert_eq!(Value::Object(shelf.state(TICKET).doc.to_map()), edited());
     }
 }

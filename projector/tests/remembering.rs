@@ -10,6 +10,7 @@ use common::*;
 use histories::*;
 use proptest::prelude::*;
 use serde_json::json;
+use tidelog_events::doc::Json;
 use tidelog_events::domain::Policy;
 use tidelog_events::error::ErrorCode;
 use tidelog_events::item::Operation::{Create, Delete, Resolve, Update};
@@ -209,7 +210,12 @@ impl Desk {
     }
 
     fn comments(&self) -> String {
-        self.shelf.state(TICKET).doc["comments"].to_string()
+        self.shelf
+            .state(TICKET)
+            .doc
+            .get("comments")
+            .map_or("null", Json::text)
+            .to_owned()
     }
 }
 

@@ -146,11 +146,19 @@ impl Field {
 
     /// The value as it is stored: enumerations in their letter case, everything else as sent.
     pub fn stored(&self, value: Value) -> Value {
-        match (&self.kind, value) {
-            (FieldType::Enum { values, case }, Value::String(text)) => {
-                Value::String(canonical_value(values, *case, &text).map_or(text, str::to_owned))
+        match value.as_str().and_then(|text| self.stored_otherwise(text)) {
+            Some(text) => text.into(),
+            None => value,
+        }
+    }
+
+    /// How a text is stored that is stored otherwise than it was sent.
+    pub fn stored_otherwise(&self, text: &str) -> Option<&str> {
+        match &self.kind {
+            FieldType::Enum { values, case } => {
+                canonical_value(values, *case, text).filter(|stored| *stored != text)
             }
-            (_, value) => value,
+            _ => None,
         }
     }
 

@@ -6,9 +6,11 @@ use super::field::{Case, Field, FieldType};
 use super::personal::not_sealable;
 use super::visibility::{Scope, Visibility, Who};
 use super::{Domain, Filter, IdentityPart, Kind, Numbering, Order, Parent, Policy, StateMachine};
+use crate::doc::Doc;
 use crate::ids::Role;
 use chrono::TimeDelta;
 use serde::Deserialize;
+use serde_json::Map;
 use std::collections::BTreeMap;
 use std::fmt;
 use toml::Spanned;
@@ -190,6 +192,15 @@ pub(crate) const ENVELOPE_FIELDS: [&str; 6] = [
     "updated_at",
 ];
 
+/// The defaults, and the status that a record begins in.
+fn initial(fields: &[Field], status: Option<&StateMachine>) -> Doc {
+    let status = status.map(|status| (status.field.clone(), status.initial.as_str().into()));
+    let defaults = fields
+        .iter()
+        .filter_map(|field| Some((field.name.clone(), field.default.clone()?)));
+    status.into_iter().chain(defaults).collect::<Map<_, _>>().into()
+}
+
 /// Reads a definition; every defect found, the lines counted from 1.
 pub fn parse(text: &str) -> Result<Domain, Vec<Defect>> {
     let file: File = toml::from_str(text).map_err(|error| {
@@ -311,7 +322,6 @@ impl Check<'_> {
             keep: file.keep.into_iter().map(Spanned::into_inner).collect(),
             identity,
             socket_key: file.socket_key,
-            status,
             orders: file
                 .order
                 .into_iter()
@@ -333,6 +343,8 @@ impl Check<'_> {
             filters,
             visibility,
             history,
+            initial: initial(&fields, status.as_ref()),
+            status,
             fields,
         }
     }

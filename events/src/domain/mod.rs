@@ -17,9 +17,9 @@ pub use marks::fold_marks;
 pub use registry::{Registry, RegistryError};
 pub use visibility::{Audience, Reader, Visibility};
 
+use crate::doc::Doc;
 use chrono::{DateTime, TimeDelta, Utc};
 use file::ENVELOPE_FIELDS;
-use serde_json::Value;
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
@@ -208,6 +208,8 @@ pub struct Domain {
     pub visibility: Visibility,
     /// How far back, by the log's time, the fold looks and the feed is kept; none for ever.
     pub history: Option<TimeDelta>,
+    /// What a new record gets where the device says nothing.
+    pub initial: Doc,
 }
 
 impl Domain {
@@ -250,13 +252,6 @@ impl Domain {
     /// The feed's table.
     pub fn changes_table(&self) -> String {
         format!("{}_changes", self.table)
-    }
-
-    /// What a new record gets where the device says nothing.
-    pub fn defaults(&self) -> impl Iterator<Item = (&str, &Value)> {
-        self.fields
-            .iter()
-            .filter_map(|field| Some((field.name.as_str(), field.default.as_ref()?)))
     }
 
     /// The fields promoted to typed columns.

@@ -99,6 +99,20 @@ impl Registry {
         Ok(registry)
     }
 
+    /// The same domains, for one thread among several: those who fold count who holds a domain, and where all count at one place
+    /// they wait for each other.
+    pub fn apart(&self) -> Registry {
+        let apart = self.domains.iter().map(|domain| {
+            Arc::new(Domain {
+                table: Arc::from(&*domain.table),
+                ..(**domain).clone()
+            })
+        });
+        Registry {
+            domains: apart.collect(),
+        }
+    }
+
     fn admit(&mut self, domain: Domain) -> Result<(), String> {
         if OWN_TABLES.contains(&&*domain.table) {
             return Err(format!(

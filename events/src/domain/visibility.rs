@@ -1,8 +1,9 @@
 //! Who sees and who writes a record. The fold computes a record's audience and stores it; readers compare it with
 //! themselves. Knows nothing of SQL or tokens.
 
+use crate::doc::{Doc, Json};
 use crate::ids::{Role, UserId};
-use serde_json::{Map, Value};
+use serde_json::Value;
 use std::collections::BTreeMap;
 
 /// The rule of a domain.
@@ -94,14 +95,14 @@ impl Visibility {
     }
 
     /// The audience of a record; `None` where none is stored. A parent's is computed from the parent, not here.
-    pub fn audience(&self, owner: &str, doc: &Map<String, Value>) -> Option<Audience> {
+    pub fn audience(&self, owner: &str, doc: &Doc) -> Option<Audience> {
         let Visibility::Scoped { field, scopes } = self else {
             return None;
         };
         let scope = doc
             .get(field)
-            .and_then(Value::as_str)
-            .and_then(|value| scopes.get(value));
+            .and_then(Json::as_str)
+            .and_then(|value| scopes.get(&*value));
         let mut entries = vec![format!("user:{owner}")];
         for who in scope.map_or(&[][..], |scope| &scope.read) {
             who.expand(doc, &mut entries);
@@ -126,15 +127,15 @@ impl Visibility {
     }
 
     /// Whether the rule lets somebody change a record of `owner`. A parent's rule is asked of the parent.
-    pub fn may_write(&self, reader: &Reader<'_>, owner: &str, doc: &Map<String, Value>) -> bool {
+    pub fn may_write(&self, reader: &Reader<'_>, owner: &str, doc: &Doc) -> bool {
         match self {
             Visibility::Tenant => true,
             Visibility::Owner { .. } => reader.user.as_str() == owner,
             Visibility::Scoped { field, scopes } => {
                 let scope = doc
                     .get(field)
-                    .and_then(Value::as_str)
-                    .and_then(|value| scopes.get(value));
+                    .and_then(Json::as_str)
+                    .and_then(|value| scopes.get(&*value));
                 let mut entries = Vec::new();
                 for who in scope.map_or(&[][..], |scope| &scope.write) {
                     who.expand(doc, &mut entries);
@@ -147,18 +148,17 @@ impl Visibility {
 }
 
 impl Who {
-    fn expand(&self, doc: &Map<String, Value>, entries: &mut Vec<String>) {
+    fn expand(&self, doc: &Doc, entries: &mut Vec<String>) {
         match self {
             Who::Everyone => entries.push("*".into()),
             Who::Role(role) => entries.push(format!("role:{}", role.as_str())),
             Who::Listed(field) => {
-                let listed = doc
-                    .get(field)
-                    .and_then(Value::as_array)
-                    .map_or(&[][..], Vec::as_slice);
+                let listed = doc.get(field).map(Json::to_value);
+                let listed = listed.as_ref().and_then(Value::as_array);
                 entries.extend(
                     listed
-                        .iter()
+                        .into_iter()
+                        .flatten()
                         .filter_map(Value::as_str)
                         .map(|user| format!("user:{user}")),
                 );

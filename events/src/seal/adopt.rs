@@ -5,23 +5,27 @@
 
 use super::form::{Seal, mentions};
 use super::open::seals;
+use crate::doc::Doc;
 use crate::domain::Domain;
 use serde_json::{Map, Value};
 use std::collections::HashMap;
 
 /// The seals of a record, by tag. A tag is bound to its path, so one map serves the whole document.
 #[derive(Debug, Default)]
-pub struct Seals<'a>(HashMap<&'a str, &'a str>);
+pub struct Seals(HashMap<String, String>);
 
-impl<'a> Seals<'a> {
+impl Seals {
     /// Notes those of a document. What was noted first stands.
-    pub fn note(&mut self, domain: &Domain, doc: &'a Map<String, Value>) {
-        for (name, value) in doc {
-            if domain.is_personal(name) {
-                texts(value, &mut |seal, text| {
-                    self.0.entry(seal.tag).or_insert(text);
-                });
-            }
+    pub fn note(&mut self, domain: &Domain, doc: &Doc) {
+        if !mentions(doc.text()) {
+            return;
+        }
+        for (_, value) in doc.iter().filter(|(name, _)| domain.is_personal(name)) {
+            texts(&value.to_value(), &mut |seal, text| {
+                self.0
+                    .entry(seal.tag.to_owned())
+                    .or_insert_with(|| text.to_owned());
+            });
         }
     }
 
@@ -31,21 +35,23 @@ impl<'a> Seals<'a> {
     }
 
     /// Puts those that were noted in the place of those in `doc` that hold the same.
-    pub fn adopt(&self, domain: &Domain, doc: &mut Map<String, Value>) {
-        if self.is_empty() {
+    pub fn adopt(&self, domain: &Domain, doc: &mut Doc) {
+        if self.is_empty() || !mentions(doc.text()) {
             return;
         }
-        for (_, value) in doc.iter_mut().filter(|(name, _)| domain.is_personal(name)) {
-            self.put(value);
-        }
+        *doc = doc.replaced(|name, value| {
+            let mut value = domain.is_personal(name).then(|| value.to_value())?;
+            self.put(&mut value);
+            Some(value)
+        });
     }
 
     fn put(&self, value: &mut Value) {
         match value {
             Value::String(text) => {
                 let known = Seal::parse(text).and_then(|seal| self.0.get(seal.tag));
-                if let Some(known) = known.filter(|known| **known != text.as_str()) {
-                    *text = (*known).to_owned();
+                if let Some(known) = known.filter(|known| *known != text) {
+                    *text = known.clone();
                 }
             }
             Value::Object(members) => members.values_mut().for_each(|inner| self.put(inner)),
@@ -69,19 +75,19 @@ fn texts<'v>(value: &'v Value, take: &mut impl FnMut(Seal<'v>, &'v str)) {
 }
 
 /// An item without what depends on the key that it was sealed under; none where nothing does.
-pub fn content(domain: &Domain, raw: &[u8], item: &Map<String, Value>) -> Option<Map<String, Value>> {
-    let may = domain.has_personal() && std::str::from_utf8(raw).is_ok_and(mentions);
+pub fn content(domain: &Domain, item: &Doc) -> Option<Map<String, Value>> {
+    let may = domain.has_personal() && mentions(item.text());
     if !may {
         return None;
     }
     let mut sealed = false;
+    let mut item = item.to_map();
     for (_, value) in item.iter().filter(|(name, _)| domain.is_personal(name)) {
         seals(value, &mut |_| sealed = true);
     }
     if !sealed {
         return None;
     }
-    let mut item = item.clone();
     for (_, value) in item.iter_mut().filter(|(name, _)| domain.is_personal(name)) {
         without_key(value);
     }

@@ -11,10 +11,10 @@ use crate::event::Arrived;
 use crate::lane::ToLane;
 use crate::load::{load_families, load_known, load_rest};
 use crate::ownership::Owned;
-use crate::reading::{Chunk, Reader};
+use crate::reading::Reader;
 use crate::record::LogRecord;
 use crate::session::Session;
-use crate::state::{EventKey, Record};
+use crate::state::EventKey;
 use crate::write::{Move, move_positions};
 use std::collections::{BTreeMap, HashSet};
 use std::sync::Arc;
@@ -60,7 +60,9 @@ pub(crate) struct Filler {
     rows: RecordKeys,
     /// Events that did not apply; none where only the table knows.
     answered: Option<HashSet<EventKey>>,
-    /// None while a chunk is written.
+    /// Rows that were added and are not on their way yet.
+    spill: Spill,
+    /// None while rows are written.
     session: Option<Session>,
     writing: Option<JoinHandle<Result<Session, ProjectorError>>>,
     begun: Option<Instant>,
@@ -77,6 +79,7 @@ impl Filler {
             held: 0,
             rows: RecordKeys::default(),
             answered,
+            spill: Spill::default(),
             session: None,
             writing: None,
             begun: None,
@@ -157,9 +160,12 @@ impl Filler {
         let mut results = fold_chunk(&registry, &mut self.world, &chunk.events);
         results.outcomes.extend(chunk.refused.iter().cloned());
         drill::reached("project.folded");
-        self.note(&chunk, &results);
-        let spill = Spill::of(&registry, &results, &self.parts.topic, &chunk.dead);
-        self.write(spill).await?;
+        self.note(&results);
+        self.spill
+            .add(&registry, &results, &self.parts.topic, &chunk.dead);
+        if self.spill.is_much() {
+            self.write().await?;
+        }
         self.held += records
             .iter()
             .map(|record| STATE_BYTES + DOCUMENT_FACTOR * payload(record))
@@ -174,7 +180,7 @@ impl Filler {
         let (held, others): (Vec<_>, Vec<_>) = events
             .iter()
             .cloned()
-            .partition(|arrived| self.world.records.contains_key(&arrived.head(&registry)));
+            .partition(|arrived| self.world.records.contains_key(arrived.head()));
         let strangers = match &mut self.parts.seen {
             None => others,
             Some(seen) => seen.part(&others).1,
@@ -188,6 +194,7 @@ impl Filler {
         let past = known.iter().any(|arrived| arrived.resolution.is_some())
             || !needed_pasts(&known, &self.world).is_empty();
         if !strangers.is_empty() || !asked.is_empty() || past {
+            self.write().await?;
             let mut session = self.session().await?;
             if !strangers.is_empty() {
                 let found = load_families(&mut session, &registry, &strangers).await?;
@@ -202,23 +209,14 @@ impl Filler {
             self.session = Some(session);
         }
         // A parent that is not there is known not to be.
-        for parent in events
-            .iter()
-            .filter_map(|arrived| arrived.parent_record(&registry))
-        {
-            self.world.records.entry(parent).or_default();
+        for parent in events.iter().filter_map(|arrived| arrived.parent_record()) {
+            self.world.records.entry(parent.clone()).or_default();
         }
         Ok(())
     }
 
-    /// Keeps of a chunk what later ones need, and no pasts: they are in the tables.
-    fn note(&mut self, chunk: &Chunk, results: &Results) {
-        for arrived in &chunk.events {
-            if let Some(Record { past, conflicts, .. }) = self.world.records.get_mut(arrived.record()) {
-                *past = Default::default();
-                conflicts.clear();
-            }
-        }
+    /// Keeps of a chunk what later ones need beside the states.
+    fn note(&mut self, results: &Results) {
         if let Some(answered) = &mut self.answered {
             answered.extend(results.outcomes.iter().map(|row| row.arrived.key()));
             if answered.len() > MOST_ANSWERED {
@@ -234,8 +232,9 @@ impl Filler {
         self.held = 0;
     }
 
-    /// Begins to write, once what went before is written.
-    async fn write(&mut self, spill: Spill) -> Result<(), ProjectorError> {
+    /// Begins to write what has been added, once what went before is written.
+    async fn write(&mut self) -> Result<(), ProjectorError> {
+        let spill = std::mem::take(&mut self.spill);
         if spill.is_empty() {
             return Ok(());
         }
@@ -270,6 +269,7 @@ impl Filler {
         if moves.is_empty() {
             return Ok(());
         }
+        self.write().await?;
         let mut session = self.session().await?;
         drill::reached("project.writing");
         let stored = &self.stored;
@@ -281,8 +281,7 @@ impl Filler {
         // In the order of their primary key, so that its index grows at one place at a time.
         let mut changed: Vec<_> = changed.collect();
         changed.sort_unstable_by_key(|(key, _)| *key);
-        let (changed, rows) = (changed.into_iter(), &mut self.rows);
-        checkpoint_rows(&mut session, &self.parts.registry, changed, rows).await?;
+        checkpoint_rows(&mut session, &self.parts.registry, &changed, &mut self.rows).await?;
         move_positions(&mut session, &moves).await?;
         drill::reached("project.moved");
         session.client().batch_execute("COMMIT").await?;

@@ -10,48 +10,54 @@ use crate::session::Session;
 use crate::sheet::Sheet;
 use crate::state::{RecordKey, State};
 use crate::write::{DeadLetter, others, rows as overwriting};
-use std::collections::BTreeMap;
 use std::sync::Arc;
 use tidelog_events::domain::{Domain, Registry};
 
-/// Bytes of rows that are sent at once, about.
-const PARCEL: usize = 4 << 20;
+/// Bytes of rows that are sent at once: a statement for fewer costs more than its rows.
+const MUCH: usize = 1 << 20;
 /// Rows of one statement, where rows are there already.
 const OVERWRITTEN: usize = 2000;
 
-/// The rows that a chunk adds.
+/// The rows that chunks add.
+#[derive(Default)]
 pub(crate) struct Spill {
-    feeds: Vec<Copying>,
+    /// Of each table with a feed.
+    feeds: Vec<(Arc<Domain>, Copying)>,
     /// Of tables that all domains share: few rows, and not all of them new.
     others: Vec<(String, Sheet)>,
 }
 
 impl Spill {
-    pub(crate) fn of(registry: &Registry, results: &Results, topic: &str, dead: &[DeadLetter]) -> Spill {
-        let mut feeds: BTreeMap<&str, (&Arc<Domain>, Copying)> = BTreeMap::new();
+    /// Adds those of one more chunk.
+    pub(crate) fn add(&mut self, registry: &Registry, results: &Results, topic: &str, dead: &[DeadLetter]) {
         for change in &results.feed {
-            let table = &*change.record.table;
-            if !feeds.contains_key(table)
-                && let Some(domain) = registry.by_table(table)
-            {
-                feeds.insert(table, (domain, Copying::into(domain.changes_table())));
-            }
-            if let Some((domain, feed)) = feeds.get_mut(table) {
+            let of_table = |(domain, _): &(Arc<Domain>, Copying)| domain.table == change.record.table;
+            let at = self.feeds.iter().position(of_table).or_else(|| {
+                let domain = registry.by_table(&change.record.table)?;
+                let copying = Copying::into(domain.changes_table());
+                self.feeds.push((domain.clone(), copying));
+                Some(self.feeds.len() - 1)
+            });
+            // A record's table is one of its topic's domains: who read the event found it there.
+            if let Some((domain, feed)) = at.and_then(|at| self.feeds.get_mut(at)) {
                 feed.row(|cells| feed_row(domain, change, cells));
             }
         }
-        Spill {
-            feeds: feeds.into_values().map(|(_, feed)| feed).collect(),
-            others: others(results, topic, dead),
-        }
+        self.others.extend(others(results, topic, dead));
     }
 
     pub(crate) fn is_empty(&self) -> bool {
         self.feeds.is_empty() && self.others.is_empty()
     }
 
+    /// Whether it is worth a write.
+    pub(crate) fn is_much(&self) -> bool {
+        let bytes: usize = self.feeds.iter().map(|(_, feed)| feed.len()).sum();
+        bytes >= MUCH || !self.others.is_empty()
+    }
+
     pub(crate) async fn send(self, session: &mut Session) -> Result<(), ProjectorError> {
-        for feed in self.feeds {
+        for (_, feed) in self.feeds {
             feed.send(session).await?;
         }
         for (sql, sheet) in self.others {
@@ -67,54 +73,33 @@ async fn execute(session: &mut Session, sql: &str, sheet: &Sheet) -> Result<(), 
     Ok(())
 }
 
-/// States on their way into the table of one domain.
-struct Rows<'a> {
-    domain: &'a Arc<Domain>,
-    new: Copying,
-    there: Vec<(&'a RecordKey, &'a State)>,
-}
-
-/// Writes states: by COPY where the record has no row yet, over the one that it has elsewhere. Notes in `with_row` that all have one.
-pub(crate) async fn checkpoint_rows<'a>(
+/// Writes states, given in the order of their keys: by COPY where the record has no row yet, over the one that it has elsewhere.
+/// Notes in `with_row` that all have one.
+pub(crate) async fn checkpoint_rows(
     session: &mut Session,
-    registry: &'a Registry,
-    changed: impl Iterator<Item = (&'a RecordKey, &'a State)>,
+    registry: &Registry,
+    changed: &[(&RecordKey, &State)],
     with_row: &mut RecordKeys,
 ) -> Result<(), ProjectorError> {
-    let mut tables: BTreeMap<&str, Rows<'a>> = BTreeMap::new();
-    let mut written = Vec::new();
-    for (key, state) in changed {
-        if !tables.contains_key(&*key.table)
-            && let Some(domain) = registry.by_table(&key.table)
-        {
-            let (new, there) = (Copying::into(domain.table.to_string()), Vec::new());
-            tables.insert(&key.table, Rows { domain, new, there });
-        }
-        let Some(rows) = tables.get_mut(&*key.table) else {
+    for of_table in changed.chunk_by(|(one, _), (next, _)| one.table == next.table) {
+        let domain = of_table
+            .first()
+            .and_then(|(key, _)| registry.by_table(&key.table));
+        let Some(domain) = domain else {
             continue;
         };
-        if with_row.contains(key) {
-            rows.there.push((key, state));
-        } else {
-            rows.new.row(|cells| row(rows.domain, key, state, cells));
-            written.push(key);
+        let (there, new): (Vec<_>, Vec<_>) = of_table.iter().partition(|(key, _)| with_row.contains(*key));
+        let mut copying = Copying::into(domain.table.to_string());
+        for (key, state) in &new {
+            copying.row(|cells| row(domain, key, state, cells));
+            copying.send_full(session).await?;
         }
-        if rows.new.len() > PARCEL {
-            let full = std::mem::replace(&mut rows.new, Copying::into(rows.domain.table.to_string()));
-            full.send(session).await?;
-        }
-        if rows.there.len() == OVERWRITTEN {
-            let (sql, sheet) = overwriting(rows.domain, &std::mem::take(&mut rows.there));
+        copying.send(session).await?;
+        for some in there.chunks(OVERWRITTEN) {
+            let (sql, sheet) = overwriting(domain, some);
             execute(session, &sql, &sheet).await?;
         }
+        with_row.extend(new.into_iter().map(|(key, _)| key.clone()));
     }
-    for rows in tables.into_values() {
-        rows.new.send(session).await?;
-        if !rows.there.is_empty() {
-            let (sql, sheet) = overwriting(rows.domain, &rows.there);
-            execute(session, &sql, &sheet).await?;
-        }
-    }
-    with_row.extend(written.into_iter().cloned());
     Ok(())
 }

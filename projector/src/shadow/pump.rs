@@ -110,7 +110,7 @@ impl Shadow {
                 log: self.log(),
                 topic: self.topic(),
                 prefix: self.config.topic_prefix.clone(),
-                registry: self.config.registry.clone(),
+                registry: Arc::new(self.config.registry.apart()),
                 database: self.database(),
                 instance: self.config.instance.clone(),
                 owned: ranges.keys().filter_map(|p| owned.get(p).cloned()).collect(),

@@ -11,6 +11,7 @@ use serde_json::{Value, json};
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 use tidelog_events::batch::{BatchId, Fingerprint};
+use tidelog_events::doc::Names;
 use tidelog_events::domain::{Policy, Registry};
 use tidelog_events::envelope::Stamp;
 use tidelog_events::ids::{DeviceId, DeviceType, Role, TenantId, UserId};
@@ -143,7 +144,7 @@ pub struct Feed {
     pub record: RecordKey,
     pub version: i64,
     pub operation: &'static str,
-    pub fields: Vec<String>,
+    pub fields: Names,
     pub before: Value,
     pub event: EventKey,
     pub content: Uuid,
@@ -205,7 +206,7 @@ impl Feed {
             change: self.change(),
             touched: Arc::new(Touched {
                 fields: self.fields.clone(),
-                before: self.before.as_object().expect("an object").clone(),
+                before: self.before.as_object().expect("an object").clone().into(),
             }),
             user: self.user.as_str().into(),
             device: self.device.as_str().into(),
@@ -345,12 +346,12 @@ impl Shelf {
     fn load(&self, registry: &Registry, events: &[Arc<Arrived>]) -> World {
         let mut world = World::default();
         for arrived in events {
-            for key in [Some(arrived.record().clone()), arrived.parent_record(registry)]
+            for key in [Some(arrived.record()), arrived.parent_record()]
                 .into_iter()
                 .flatten()
             {
-                let state = self.states.get(&key).cloned().map(Arc::new);
-                world.records.entry(key).or_default().state = state;
+                let state = self.states.get(key).cloned().map(Arc::new);
+                world.records.entry(key.clone()).or_default().state = state;
             }
             for child in child_domains(registry, &arrived.domain) {
                 let parent = Uuid::try_parse(&arrived.event.subject).ok();
@@ -460,7 +461,7 @@ impl Shelf {
                 version: step.state.version,
                 operation: row.operation,
                 fields: step.touched.fields.clone(),
-                before: Value::Object(step.touched.before.clone()),
+                before: Value::Object(step.touched.before.to_map()),
                 event: (BatchId(row.batch_id), row.batch_index as u32),
                 content: row.item_hash,
                 user: step.state.user.to_string(),
@@ -503,8 +504,8 @@ impl Shelf {
                     at: row.arrived.log_time,
                 },
                 resolved: None,
-                client_doc: Value::Object(row.conflict.client_doc),
-                server_doc: row.conflict.server_doc.map(Value::Object),
+                client_doc: Value::Object(row.conflict.client_doc.to_map()),
+                server_doc: row.conflict.server_doc.map(|doc| Value::Object(doc.to_map())),
                 policy: row.arrived.event.policy,
                 winner: row.conflict.winner,
                 client_version: row.arrived.event.base,

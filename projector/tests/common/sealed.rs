@@ -5,6 +5,7 @@ use super::{Attempted, Feed, Sent, Shelf};
 use serde_json::{Map, Value};
 use std::collections::HashMap;
 use std::sync::Arc;
+use tidelog_events::doc::Doc;
 use tidelog_events::domain::Registry;
 use tidelog_events::seal::secret::RANDOM_BYTES;
 use tidelog_events::seal::{DataKey, Found, KeyId, KeySource, Opened, Scope, SealSecret, Sealing, open};
@@ -58,14 +59,20 @@ impl Sealer {
         sealing.item(domain, sent.operation, &plain).unwrap_or(plain)
     }
 
-    fn doc(&self, registry: &Registry, record: &RecordKey, doc: &mut Map<String, Value>) {
+    fn doc(&self, registry: &Registry, record: &RecordKey, doc: &mut Doc) {
+        let mut map = doc.to_map();
+        self.map(registry, record, &mut map);
+        *doc = map.into();
+    }
+
+    fn map(&self, registry: &Registry, record: &RecordKey, map: &mut Map<String, Value>) {
         let domain = registry.by_table(&record.table).expect("a domain");
         let scope = Scope {
             tenant: TENANT,
             domain: &domain.name,
             subject: &record.subject,
         };
-        let opened = open(&self.secret, domain, scope, doc, self).expect("known keys");
+        let opened = open(&self.secret, domain, scope, map, self).expect("known keys");
         assert_eq!(
             opened,
             Opened {
@@ -76,7 +83,7 @@ impl Sealer {
     }
 
     fn value(&self, registry: &Registry, record: &RecordKey, value: &mut Value) {
-        self.doc(registry, record, value.as_object_mut().expect("an object"));
+        self.map(registry, record, value.as_object_mut().expect("an object"));
     }
 
     /// The shelf as it would be without seals. The hashes of items differ, and are left out.

@@ -1,6 +1,7 @@
 //! One record's log under one policy, told event by event: what the server had, then an item that did not know of it.
 
 use super::*;
+use tidelog_events::doc::Json;
 use tidelog_events::item::Operation::{self, Create};
 
 pub const DESC: &str = "the pump is leaking";
@@ -91,18 +92,14 @@ impl Tale {
             return "deleted".into();
         }
         let member = |name: &str| {
-            state
-                .doc
-                .get(name)
-                .and_then(Value::as_str)
-                .unwrap_or("-")
-                .to_owned()
+            let text = state.doc.get(name).and_then(Json::as_str);
+            text.unwrap_or("-".into()).into_owned()
         };
         format!("{} {}", member("comments"), member("priority"))
     }
 
     pub fn doc(&self) -> Value {
-        Value::Object(self.shelf.state(TICKET).doc.clone())
+        Value::Object(self.shelf.state(TICKET).doc.to_map())
     }
 
     /// Which side each value came from, in the latest conflict.

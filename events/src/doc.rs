@@ -1,0 +1,552 @@
+//! A record's document, as its text: one piece of JSON, members in the order of their names, and where each begins. A fold keeps a
+//! document for every version at hand, patches it, compares it, and writes it out; all of that is copying and comparing stretches of
+//! text, and nothing in it is parsed that nobody asks for. Equal values have equal texts, so comparing texts is comparing
+//! values. Knows neither domains nor who asks.
+
+use crate::json::{MAX_NESTING, Members, is_plain, merge_patch, simple_value};
+use serde_json::{Map, Value};
+use std::borrow::Cow;
+use std::cmp::Ordering;
+use std::fmt;
+use std::sync::Arc;
+
+/// Bytes of a member, about.
+const MEMBER: usize = 24;
+
+/// A JSON object.
+#[derive(Clone, PartialEq, Eq)]
+pub struct Doc(Arc<Body>);
+
+#[derive(Clone, PartialEq, Eq)]
+struct Body {
+    /// `{"name":value,"name":value}`
+    text: String,
+    members: Vec<Member>,
+}
+
+/// Where a member stands in the text: its name between the quotes, then `":`, then its value.
+#[derive(Clone, Copy, PartialEq, Eq)]
+struct Member {
+    name: u32,
+    name_end: u32,
+    value_end: u32,
+    /// The name is not what it says, but what its escapes stand for.
+    escaped: bool,
+}
+
+/// A member's value, as text.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Json<'a>(&'a str);
+
+impl<'a> Json<'a> {
+    /// The text.
+    pub fn text(self) -> &'a str {
+        self.0
+    }
+
+    /// Whether it is `null`.
+    pub fn is_null(self) -> bool {
+        self.0 == "null"
+    }
+
+    /// What a string says; none of another value.
+    pub fn as_str(self) -> Option<Cow<'a, str>> {
+        let inner = self.0.strip_prefix('"')?.strip_suffix('"')?;
+        match inner.contains('\\') {
+            false => Some(Cow::Borrowed(inner)),
+            true => serde_json::from_str(self.0).ok().map(Cow::Owned),
+        }
+    }
+
+    /// The value.
+    pub fn to_value(self) -> Value {
+        // It was written by this file, or read by serde_json before.
+        serde_json::from_str(self.0).unwrap_or_default()
+    }
+
+    fn is_object(self) -> bool {
+        self.0.starts_with('{')
+    }
+}
+
+impl Doc {
+    /// Without members.
+    pub fn new() -> Doc {
+        Writer::with_room(0).end()
+    }
+
+    /// Reads an object; none where the text is something else.
+    pub fn parse(text: &str) -> Option<Doc> {
+        match serde_json::from_str::<Members<'_>>(text) {
+            Ok(members) => Doc::simple(members, text.len(), |_| true).or_else(|| Doc::parse_all(text)),
+            Err(_) => None,
+        }
+    }
+
+    fn parse_all(text: &str) -> Option<Doc> {
+        match serde_json::from_str(text) {
+            Ok(Value::Object(map)) => Some(map.into()),
+            _ => None,
+        }
+    }
+
+    /// Of an object's members those that are wanted, if they are simple: put in order, without a value parsed, and so their
+    /// canonical form (RFC 8785) too. None where they are not.
+    pub(crate) fn simple(
+        mut members: Members<'_>,
+        room: usize,
+        wanted: impl Fn(&str) -> bool,
+    ) -> Option<Doc> {
+        members.sort();
+        let mut writer = Writer::with_room(room);
+        let mut before = None;
+        for (name, value) in members.iter() {
+            if !is_plain(name) || before.replace(name) == Some(name) {
+                return None;
+            }
+            if wanted(name) {
+                if !writer.simple(name, value) {
+                    return None;
+                }
+            } else if value.starts_with(['{', '[']) {
+                // Nobody has seen how deep it nests.
+                return None;
+            }
+        }
+        Some(writer.end())
+    }
+
+    /// The text: JSON without blanks, members in the order of their names' bytes.
+    pub fn text(&self) -> &str {
+        &self.0.text
+    }
+
+    /// Whether it has no member.
+    pub fn is_empty(&self) -> bool {
+        self.0.members.is_empty()
+    }
+
+    /// The value of that name.
+    pub fn get(&self, name: &str) -> Option<Json<'_>> {
+        Some(self.value(self.0.members[self.find(name).ok()?]))
+    }
+
+    fn find(&self, name: &str) -> Result<usize, usize> {
+        self.0
+            .members
+            .binary_search_by(|member| (*self.name(*member)).cmp(name))
+    }
+
+    /// Names and values, in order.
+    pub fn iter(&self) -> impl Iterator<Item = (Cow<'_, str>, Json<'_>)> {
+        let members = self.0.members.iter();
+        members.map(|member| (self.name(*member), self.value(*member)))
+    }
+
+    /// The members for which there is a value: the text of their own, or of another.
+    #[must_use]
+    pub fn rewritten<'a>(&'a self, value: impl Fn(&str, Json<'a>) -> Option<Cow<'a, str>>) -> Doc {
+        let mut writer = Writer::with_room(self.0.text.len());
+        for member in &self.0.members {
+            if let Some(text) = value(&self.name(*member), self.value(*member)) {
+                writer.member(self, *member, &text);
+            }
+        }
+        writer.end()
+    }
+
+    /// The members that are wanted.
+    #[must_use]
+    pub fn only(&self, wanted: impl Fn(&str, Json<'_>) -> bool) -> Doc {
+        self.rewritten(|name, value| wanted(name, value).then(|| value.text().into()))
+    }
+
+    /// The same with other values for those members for which `instead` has one.
+    #[must_use]
+    pub fn replaced(&self, instead: impl Fn(&str, Json<'_>) -> Option<Value>) -> Doc {
+        self.rewritten(|name, value| match instead(name, value) {
+            Some(value) => Some(text_of(&value).into()),
+            None => Some(value.text().into()),
+        })
+    }
+
+    /// The same with this value for that name.
+    #[must_use]
+    pub fn with(&self, name: &str, value: &Value) -> Doc {
+        let (before, after) = match self.find(name) {
+            Ok(at) => (&self.0.members[..at], &self.0.members[at + 1..]),
+            Err(at) => self.0.members.split_at(at),
+        };
+        let text = text_of(value);
+        let mut writer = Writer::with_room(self.0.text.len() + name.len() + text.len() + 4);
+        writer.copy(self, before);
+        writer.named(name, &text);
+        writer.copy(self, after);
+        writer.end()
+    }
+
+    /// Its own members, and those of another that it has not.
+    #[must_use]
+    pub fn or(&self, other: &Doc) -> Doc {
+        let mut writer = Writer::with_room(self.0.text.len() + other.0.text.len());
+        self.beside(other, |own, others| match (own, others) {
+            (own, None) => writer.copy(self, own),
+            ([], Some(others)) => writer.copy(other, &[others]),
+            (own, Some(_)) => writer.copy(self, own),
+        });
+        writer.end()
+    }
+
+    /// What a patch makes of it (RFC 7396): `null` removes, objects merge member by member, everything else replaces.
+    #[must_use]
+    pub fn patched(&self, patch: &Doc) -> Doc {
+        let mut writer = Writer::with_room(self.0.text.len() + patch.0.text.len());
+        self.beside(patch, |own, new| {
+            let Some(new) = new else {
+                return writer.copy(self, own);
+            };
+            let value = patch.value(new);
+            if value.is_object() {
+                let old = own.first().map(|old| self.value(*old).to_value());
+                writer.member(patch, new, &text_of(&merged(old, value.to_value())));
+            } else if !value.is_null() {
+                writer.copy(patch, &[new]);
+            }
+        });
+        writer.end()
+    }
+
+    /// Goes through both in order: told are stretches of its own members whose names the other has not, and each of the other's, with
+    /// its own of the same name where it has it.
+    fn beside<'a>(&'a self, other: &Doc, mut tell: impl FnMut(&'a [Member], Option<Member>)) {
+        let mut rest = &self.0.members[..];
+        for member in &other.0.members {
+            let name = other.name(*member);
+            let place = rest.binary_search_by(|own| (*self.name(*own)).cmp(&*name));
+            let (before, after) = rest.split_at(place.unwrap_or_else(|at| at));
+            let (same, after) = after.split_at(usize::from(place.is_ok()));
+            if !before.is_empty() {
+                tell(before, None);
+            }
+            tell(same, Some(*member));
+            rest = after;
+        }
+        if !rest.is_empty() {
+            tell(rest, None);
+        }
+    }
+
+    /// The members in which it differs from what it became, as they were, and the names of all in which the two differ, in order.
+    pub fn difference(&self, after: &Doc) -> (Doc, Names) {
+        let (mut before, mut names) = (Writer::with_room(0), Names::default());
+        let (mut old, mut new) = (&self.0.members[..], &after.0.members[..]);
+        loop {
+            let order = match (old.first(), new.first()) {
+                (None, None) => return (before.end(), names),
+                (Some(_), None) => Ordering::Less,
+                (None, Some(_)) => Ordering::Greater,
+                (Some(one), Some(other)) if self.stretch(*one) == after.stretch(*other) => {
+                    (old, new) = (&old[1..], &new[1..]);
+                    continue;
+                }
+                (Some(one), Some(other)) => self.name(*one).cmp(&after.name(*other)),
+            };
+            let was = old.first().filter(|_| order.is_le());
+            let is = new.first().filter(|_| order.is_ge());
+            if let Some(was) = was {
+                names.push(&self.name(*was));
+                before.copy(self, &[*was]);
+            } else if let Some(is) = is {
+                names.push(&after.name(*is));
+            }
+            (old, new) = (
+                &old[usize::from(was.is_some())..],
+                &new[usize::from(is.is_some())..],
+            );
+        }
+    }
+
+    /// The same as a map, its values parsed.
+    pub fn to_map(&self) -> Map<String, Value> {
+        self.iter()
+            .map(|(name, value)| (name.into_owned(), value.to_value()))
+            .collect()
+    }
+
+    fn name(&self, member: Member) -> Cow<'_, str> {
+        let name = &self.0.text[member.name as usize..member.name_end as usize];
+        match member.escaped {
+            false => Cow::Borrowed(name),
+            // It was escaped by this file.
+            true => Cow::Owned(serde_json::from_str(&format!("\"{name}\"")).unwrap_or_default()),
+        }
+    }
+
+    /// Name and value, as they stand in the text.
+    fn stretch(&self, member: Member) -> &str {
+        &self.0.text[member.name as usize..member.value_end as usize]
+    }
+
+    fn value(&self, member: Member) -> Json<'_> {
+        Json(&self.0.text[member.name_end as usize + 2..member.value_end as usize])
+    }
+}
+
+fn needs_escape(byte: u8) -> bool {
+    byte < 0x20 || byte == b'"' || byte == b'\\'
+}
+
+/// An object of a patch, upon what there was.
+fn merged(old: Option<Value>, patch: Value) -> Value {
+    let mut object = match old {
+        Some(Value::Object(object)) => object,
+        _ => Map::new(),
+    };
+    if let Value::Object(patch) = patch {
+        merge_patch(&mut object, patch);
+    }
+    Value::Object(object)
+}
+
+/// A value's text. Equal values have equal ones: a zero has no sign, as in Postgres.
+fn text_of(value: &Value) -> String {
+    let text = value.to_string();
+    match text.contains("-0.0") {
+        true => without_signed_zeros(value.clone()).to_string(),
+        false => text,
+    }
+}
+
+fn without_signed_zeros(value: Value) -> Value {
+    match value {
+        Value::Number(number) if number.as_f64() == Some(0.0) && number.is_f64() => Value::from(0.0),
+        Value::Array(list) => list.into_iter().map(without_signed_zeros).collect(),
+        Value::Object(map) => map
+            .into_iter()
+            .map(|(name, value)| (name, without_signed_zeros(value)))
+            .collect(),
+        value => value,
+    }
+}
+
+impl From<Map<String, Value>> for Doc {
+    fn from(map: Map<String, Value>) -> Doc {
+        let mut writer = Writer::with_room(0);
+        // A map has its members in the order of their names.
+        for (name, value) in &map {
+            writer.named(name, &text_of(value));
+        }
+        writer.end()
+    }
+}
+
+impl Default for Doc {
+    fn default() -> Doc {
+        Doc::new()
+    }
+}
+
+impl fmt::Debug for Doc {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(self.text())
+    }
+}
+
+/// Writes a document, member by member, in the order of their names.
+struct Writer(Body);
+
+impl Writer {
+    fn with_room(room: usize) -> Writer {
+        let mut text = String::with_capacity(room.max(2));
+        text.push('{');
+        let members = Vec::with_capacity(room / MEMBER);
+        Writer(Body { text, members })
+    }
+
+    /// Members of another document that follow each other there, as they stand.
+    fn copy(&mut self, of: &Doc, run: &[Member]) {
+        let (Some(first), Some(last)) = (run.first(), run.last()) else {
+            return;
+        };
+        let Body { text, members } = &mut self.0;
+        text.push_str(if members.is_empty() { "\"" } else { ",\"" });
+        // Where it stood before the first, and where it stands now: every place moves as far.
+        let (from, to) = (first.name, text.len() as u32);
+        text.push_str(&of.0.text[first.name as usize..last.value_end as usize]);
+        members.extend(run.iter().map(|member| Member {
+            name: member.name - from + to,
+            name_end: member.name_end - from + to,
+            value_end: member.value_end - from + to,
+            escaped: member.escaped,
+        }));
+    }
+
+    /// With the name that a member has in another document.
+    fn member(&mut self, of: &Doc, member: Member, value: &str) {
+        let name = &of.0.text[member.name as usize..member.name_end as usize];
+        self.push(name, member.escaped, |text| text.push_str(value));
+    }
+
+    fn named(&mut self, name: &str, value: &str) {
+        if name.bytes().any(needs_escape) {
+            let quoted = Value::from(name).to_string();
+            self.push(&quoted[1..quoted.len() - 1], true, |text| text.push_str(value));
+        } else {
+            self.push(name, false, |text| text.push_str(value));
+        }
+    }
+
+    /// A value as it was sent, if it is simple. Otherwise all of this is of no use any more.
+    fn simple(&mut self, name: &str, value: &str) -> bool {
+        let mut simple = false;
+        self.push(name, false, |text| simple = simple_value(value, text, 1));
+        simple
+    }
+
+    fn push(&mut self, name: &str, escaped: bool, value: impl FnOnce(&mut String)) {
+        let Body { text, members } = &mut self.0;
+        text.push_str(if members.is_empty() { "\"" } else { ",\"" });
+        let from = text.len();
+        text.push_str(name);
+        let name_end = text.len();
+        text.push_str("\":");
+        value(text);
+        // No item comes near 4 GiB: the log takes no such record.
+        members.push(Member {
+            name: from as u32,
+            name_end: name_end as u32,
+            value_end: text.len() as u32,
+            escaped,
+        });
+    }
+
+    fn end(mut self) -> Doc {
+        self.0.text.push('}');
+        Doc(Arc::new(self.0))
+    }
+}
+
+/// Names, one after the other in one piece.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Names {
+    text: String,
+    ends: Vec<u32>,
+}
+
+impl Names {
+    /// Adds one.
+    pub fn push(&mut self, name: &str) {
+        self.text.push_str(name);
+        // They come from one item.
+        self.ends.push(self.text.len() as u32);
+    }
+
+    /// In order.
+    pub fn iter(&self) -> impl ExactSizeIterator<Item = &str> {
+        let mut from = 0;
+        self.ends.iter().map(move |end| {
+            let name = &self.text[from..*end as usize];
+            from = *end as usize;
+            name
+        })
+    }
+
+    /// Whether that is one of them.
+    pub fn contains(&self, name: &str) -> bool {
+        self.iter().any(|known| known == name)
+    }
+}
+
+impl<'a> FromIterator<&'a str> for Names {
+    fn from_iter<I: IntoIterator<Item = &'a str>>(names: I) -> Names {
+        let mut all = Names::default();
+        names.into_iter().for_each(|name| all.push(name));
+        all
+    }
+}
+
+const _: () = assert!(MAX_NESTING < 128, "what is written here, serde_json reads again");
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn doc(text: &str) -> Doc {
+        Doc::parse(text).expect("an object")
+    }
+
+    #[test]
+    fn members_are_in_the_order_of_their_names_and_of_one_name_the_last_counts() {
+        let doc = doc(r#"{"b": 1, "a": 2, "ä": [ 3 ], "a": 4, "B": "\u0041", "a": 6, "c\"": null}"#);
+        assert_eq!(doc.text(), r#"{"B":"A","a":6,"b":1,"c\"":null,"ä":[3]}"#);
+        assert_eq!(doc.get("a").map(Json::text), Some("6"));
+        assert_eq!(doc.get("B").and_then(Json::as_str).as_deref(), Some("A"));
+        assert!(doc.get("c\"").is_some_and(Json::is_null));
+        assert_eq!(doc.get("d"), None);
+    }
+
+    #[test]
+    fn what_is_no_object_is_none() {
+        for text in ["[1]", "7", "{", r#"{"a":1}x"#] {
+            assert_eq!(Doc::parse(text), None, "{text}");
+        }
+    }
+
+    #[test]
+    fn a_difference_names_what_was_there_what_is_new_and_what_is_gone() {
+        let old = doc(r#"{"z": 1, "b": 2, "same": [3], "gone": null}"#);
+        let new = doc(r#"{"new": 4, "b": "2", "same": [3], "z": 1, "a": 5}"#);
+        let (before, names) = old.difference(&new);
+        assert_eq!(names, ["a", "b", "gone", "new"].into_iter().collect());
+        assert_eq!(before, doc(r#"{"b": 2, "gone": null}"#));
+    }
+
+    #[test]
+    fn equal_values_have_equal_texts() {
+        assert_eq!(doc(r#"{"a": 1e2, "b": -0.0}"#), doc(r#"{"b": 0.0, "a": 100.0}"#));
+        assert_ne!(
+            doc(r#"{"a": 1}"#),
+            doc(r#"{"a": 1.0}"#),
+            "Postgres keeps them apart"
+        );
+    }
+
+    fn any_object() -> impl proptest::strategy::Strategy<Value = Map<String, Value>> {
+        use proptest::prelude::*;
+        let leaf = prop_oneof![
+            Just(Value::Null),
+            (0..3i64).prop_map(Value::from),
+            (-9..9i32).prop_map(|n| Value::from(f64::from(n) / 4.0)),
+            "[xy]{0,2}".prop_map(Value::from),
+            ".{0,3}".prop_map(Value::from),
+        ];
+        let value = leaf.prop_recursive(3, 12, 4, |inner| {
+            proptest::collection::btree_map("[a-d\"]", inner, 0..4)
+                .prop_map(|map| Value::Object(map.into_iter().collect()))
+        });
+        proptest::collection::btree_map("[a-dé]|.{0,2}", value, 0..6)
+            .prop_map(|map| map.into_iter().collect())
+    }
+
+    proptest::proptest! {
+        #[test]
+        fn it_is_what_a_map_is(one in any_object(), patch in any_object(), pretty in proptest::prelude::any::<bool>()) {
+            let (doc, by) = (Doc::from(one.clone()), Doc::from(patch.clone()));
+            proptest::prop_assert_eq!(doc.to_map(), one.clone());
+            let text = if pretty { serde_json::to_string_pretty(&one) } else { serde_json::to_string(&one) };
+            proptest::prop_assert_eq!(Doc::parse(&text.expect("JSON")), Some(doc.clone()));
+            let mut patched = one.clone();
+            merge_patch(&mut patched, patch.clone());
+            proptest::prop_assert_eq!(doc.patched(&by), Doc::from(patched));
+            let names: std::collections::BTreeSet<&String> = one.keys().chain(patch.keys()).collect();
+            let differing = names.into_iter().filter(|name| one.get(*name) != patch.get(*name));
+            let (before, told) = doc.difference(&by);
+            proptest::prop_assert_eq!(&before, &doc.only(|name, _| told.contains(name)));
+            proptest::prop_assert_eq!(told, differing.map(String::as_str).collect());
+            for (name, value) in &one {
+                let read = doc.get(name).map(Json::to_value);
+                proptest::prop_assert_eq!(read.as_ref(), Some(value));
+            }
+        }
+    }
+}

@@ -12,7 +12,7 @@ use crate::support::eventually;
 use crate::support::items::{DOMAINS, Known, tickets};
 use crate::support::phone::{Phone, tenant};
 use crate::support::projection::projection;
-use crate::support::service::Service;
+use crate::support::service::{Deployment, Service};
 
 /// Bytes of what may be held, so that states are written, let go of and looked up again all the time.
 const LITTLE_MEMORY: &str = "memory=60000";
@@ -48,6 +48,11 @@ async fn every_domain_is_rebuilt_under_load_although_it_is_killed() {
         println!("{}: waited {} ms", known.url, rebuilt["stood_still_ms"]);
     }
     let left = crew.end().await;
+    assert_eq!(
+        keyless(deployment).await,
+        Vec::<String>::new(),
+        "tables without a primary key"
+    );
     let before = projection(deployment).await;
     let verified = deployment.run(&["verify", "--output", "json"]);
     assert_eq!(verified.code, 0, "{} {}", verified.stdout, verified.stderr);
@@ -153,6 +158,14 @@ async fn a_connection_that_breaks_amid_a_fold_costs_no_row() {
     assert_eq!(rebuilt["done"], "swapped", "{rebuilt}");
     assert_eq!(rebuilt["differences"], serde_json::json!([]), "{rebuilt}");
     deployment.run(&["verify", "--domain", "helpdesk"]).ok();
+}
+
+/// Tables that have lost their primary key: a fill does without those of the feeds for a while.
+async fn keyless(deployment: &Deployment) -> Vec<String> {
+    const SQL: &str = "SELECT c.relname::text FROM pg_class c WHERE c.relnamespace::regnamespace::text = $1 AND c.relkind = 'r' \
+                       AND NOT EXISTS (SELECT FROM pg_constraint k WHERE k.conrelid = c.oid AND k.contype = 'p')";
+    let rows = deployment.db().await.rows(SQL, &[&deployment.schema]).await;
+    rows.iter().map(|row| row.get(0)).collect()
 }
 
 /// Killed at a step, if it comes so far: a domain with few events may be done before.

@@ -90,14 +90,23 @@ fn rows_table(domain: &Domain) -> String {
     )
 }
 
+/// The primary key of a domain's feed, as a table's definition has it.
+pub fn feed_key(domain: &Domain) -> String {
+    let tail = match domain.parent {
+        Some(_) => format!(", {}", domain.id_column()),
+        None => String::new(),
+    };
+    format!("PRIMARY KEY (tenant_id, partition, \"offset\"{tail})")
+}
+
 /// The primary key is the scan of a pull; the index on the batch answers receipts and is appended to batch by batch.
 /// A record's history needs no index: each row names the offset of the record's previous one.
 fn feed_table(domain: &Domain) -> String {
     let id = domain.id_column();
-    let (parent, key_tail) = if domain.parent.is_some() {
-        ("\n    parent_id uuid NOT NULL,", format!(", {id}"))
+    let parent = if domain.parent.is_some() {
+        "\n    parent_id uuid NOT NULL,"
     } else {
-        ("", String::new())
+        ""
     };
     let audience = if domain.visibility.stores_audience() {
         "\n    audience_before text[],\n    audience text[] NOT NULL,"
@@ -125,8 +134,9 @@ fn feed_table(domain: &Domain) -> String {
     item_hash uuid NOT NULL,
     conflict_id uuid,
     previous_offset bigint,{audience}
-    PRIMARY KEY (tenant_id, partition, "offset"{key_tail})
+    {key}
 );"#,
+        key = feed_key(domain),
         table = domain.table,
         id_type = id_type(domain),
     )

@@ -10,7 +10,7 @@ mod personal;
 mod registry;
 mod visibility;
 
-pub use ddl::{ADDED_LATER, create_bare_tables, create_indexes, create_tables, expected_columns};
+pub use ddl::{ADDED_LATER, create_bare_tables, create_indexes, create_tables, expected_columns, feed_key};
 pub use field::{Case, FUTURE_TOLERANCE_SECONDS, Field, FieldType, canonical_value, parse_datetime};
 pub use file::{Defect, parse};
 pub use marks::fold_marks;

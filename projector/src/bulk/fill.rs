@@ -6,7 +6,7 @@
 use super::spill::{Spill, checkpoint_rows};
 use super::{CHUNK_BYTES, CHUNK_RECORDS, Letters, RecordKeys, Seen};
 use crate::ProjectorError;
-use crate::chunk::{Results, World, fold_chunk, needed_pasts};
+use crate::chunk::{OUTCOMES_ALONE, Results, World, fold_chunk, needed_pasts};
 use crate::event::Arrived;
 use crate::lane::ToLane;
 use crate::load::{load_families, load_known, load_rest};
@@ -14,6 +14,7 @@ use crate::ownership::Owned;
 use crate::reading::Reader;
 use crate::record::LogRecord;
 use crate::session::Session;
+use crate::shadow::{FeedKeys, Leave};
 use crate::state::EventKey;
 use crate::write::{Move, move_positions};
 use std::collections::{BTreeMap, HashSet};
@@ -41,6 +42,7 @@ pub(crate) struct FillerParts {
     pub(crate) registry: Arc<Registry>,
     pub(crate) database: Config,
     pub(crate) letters: Letters,
+    pub(crate) keys: Arc<FeedKeys>,
     /// None where the tables were not empty when it began.
     pub(crate) seen: Option<Seen>,
     /// Bytes of states that may be held, about.
@@ -65,7 +67,8 @@ pub(crate) struct Filler {
     /// None while rows are written.
     session: Option<Session>,
     writing: Option<JoinHandle<Result<Session, ProjectorError>>>,
-    begun: Option<Instant>,
+    /// When the transaction began, and the leave for it.
+    begun: Option<(Instant, Leave)>,
 }
 
 impl Filler {
@@ -91,12 +94,27 @@ impl Filler {
         mut self,
         mut inbox: mpsc::Receiver<ToLane>,
     ) -> Result<Vec<Owned>, ProjectorError> {
-        while let Some(first) = inbox.recv().await {
+        let keys = self.parts.keys.clone();
+        loop {
+            let first = tokio::select! {
+                first = inbox.recv() => first,
+                () = keys.wanted(), if self.begun.is_some() => {
+                    self.end().await?;
+                    continue;
+                }
+            };
+            let Some(first) = first else {
+                break;
+            };
             let records = self.gather(first, &mut inbox);
             self.take(&records).await?;
             let full = self.held > self.parts.memory;
-            if full || self.begun.is_some_and(|begun| begun.elapsed() > CHECKPOINT) {
+            let long = |(begun, _): &(Instant, Leave)| begun.elapsed() > CHECKPOINT;
+            if full || self.begun.as_ref().is_some_and(long) {
                 self.checkpoint().await?;
+            }
+            if keys.are_wanted() {
+                self.end().await?;
             }
             if full {
                 self.let_go();
@@ -146,12 +164,6 @@ impl Filler {
         };
         drill::reached("project.fetched");
         let chunk = reader.read(records, &self.folded);
-        for moved in &chunk.moves {
-            if let Some(owned) = self.folded.get_mut(&moved.partition) {
-                owned.next_offset = moved.to;
-                owned.log_time = moved.log_time;
-            }
-        }
         if chunk.moves.is_empty() {
             return Ok(());
         }
@@ -161,6 +173,12 @@ impl Filler {
         results.outcomes.extend(chunk.refused.iter().cloned());
         drill::reached("project.folded");
         self.note(&results);
+        for moved in &chunk.moves {
+            if let Some(owned) = self.folded.get_mut(&moved.partition) {
+                owned.next_offset = moved.to;
+                owned.log_time = moved.log_time;
+            }
+        }
         self.spill
             .add(&registry, &results, &self.parts.topic, &chunk.dead);
         if self.spill.is_much() {
@@ -205,6 +223,13 @@ impl Filler {
             if !asked.is_empty() {
                 load_known(&mut session, &asked, &mut self.world).await?;
             }
+            self.session = Some(session);
+            let in_feed = |after: &i64| *after < OUTCOMES_ALONE;
+            if needed_pasts(&known, &self.world).values().any(in_feed) {
+                self.end().await?;
+                self.parts.keys.make().await?;
+            }
+            let mut session = self.session().await?;
             load_rest(&mut session, &registry, &known, &mut self.world).await?;
             self.session = Some(session);
         }
@@ -257,10 +282,24 @@ impl Filler {
             (None, None) => Session::connect(&self.parts.database).await?,
         };
         if self.begun.is_none() {
+            let leave = self.parts.keys.leave().await;
             session.client().batch_execute("BEGIN").await?;
-            self.begun = Some(Instant::now());
+            self.begun = Some((Instant::now(), leave));
         }
         Ok(session)
+    }
+
+    /// Ends the transaction, and gives back the leave for it.
+    async fn end(&mut self) -> Result<(), ProjectorError> {
+        self.checkpoint().await?;
+        // Where nothing has moved, nothing was done but looking.
+        if self.begun.is_some() {
+            let session = self.session().await?;
+            session.client().batch_execute("COMMIT").await?;
+            self.session = Some(session);
+            self.begun = None;
+        }
+        Ok(())
     }
 
     /// Writes the states that changed, moves the positions, and commits.

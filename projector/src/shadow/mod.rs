@@ -3,6 +3,7 @@
 //! row by row (`mend`) or as a whole (`swap`). Knows no command, and nothing of how progress is shown.
 
 mod compare;
+mod feed_keys;
 mod mend;
 mod pump;
 mod rate;
@@ -11,6 +12,8 @@ mod select;
 mod stored;
 mod swap;
 mod tables;
+
+pub(crate) use feed_keys::{FeedKeys, Leave};
 
 pub use compare::{Candidates, Difference, Differs, PartitionSum, TableSum};
 pub use mend::Mended;

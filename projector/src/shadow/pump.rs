@@ -2,7 +2,7 @@
 //! selected to workers that fold it in bulk; where one fails, to a lane. Begins anywhere, so a run that was cut off goes on.
 
 use super::select::Selection;
-use super::{Offsets, Rate, Shadow};
+use super::{FeedKeys, Offsets, Rate, Shadow};
 use crate::ProjectorError;
 use crate::backlog::LANE_PARCELS;
 use crate::bulk::{Filler, FillerParts, Letters, Seen};
@@ -97,12 +97,13 @@ impl Shadow {
         let owned = claimed(&self.database(), &self.topic(), &ranges, &self.config.instance).await?;
         // Only who sees the whole log from its beginning knows what is not in the tables.
         let fresh = owned.values().all(|owned| owned.next_offset == 0) && from.values().all(|at| *at == 0);
+        let keys = FeedKeys::of(self.database(), &self.config.schema, &self.domains, fresh).await?;
         let parts = shares(&ranges, self.config.jobs);
         let memory = u32::try_from(self.config.memory / parts.len().max(1)).unwrap_or(u32::MAX);
         let memory = drill::number("memory", memory) as usize;
         let mut lanes = tokio::task::JoinSet::new();
         for ranges in parts {
-            let keys = ranges
+            let count = ranges
                 .values()
                 .map(|(from, to)| to.unwrap_or(0) - from)
                 .sum::<i64>();
@@ -114,9 +115,10 @@ impl Shadow {
                 database: self.database(),
                 instance: self.config.instance.clone(),
                 owned: ranges.keys().filter_map(|p| owned.get(p).cloned()).collect(),
-                seen: fresh.then(|| Seen::new(keys.unsigned_abs())),
+                seen: fresh.then(|| Seen::new(count.unsigned_abs())),
                 memory,
                 letters: letters.clone(),
+                keys: keys.clone(),
                 ranges,
                 selection: selection.clone(),
                 clocks: self.clocks.clone(),
@@ -137,6 +139,7 @@ impl Shadow {
         if *stop.borrow() {
             return Ok(false);
         }
+        keys.make().await?;
         self.note_read(to);
         Ok(true)
     }
@@ -215,6 +218,7 @@ struct Share {
     seen: Option<Seen>,
     memory: usize,
     letters: Letters,
+    keys: Arc<FeedKeys>,
     ranges: BTreeMap<i32, (i64, Option<i64>)>,
     selection: Arc<Selection>,
     clocks: Clocks,
@@ -234,6 +238,7 @@ impl Share {
             registry: self.registry.clone(),
             database: self.database.clone(),
             letters: self.letters.clone(),
+            keys: self.keys.clone(),
             seen: self.seen.take(),
             memory: self.memory,
         });
@@ -278,12 +283,19 @@ impl Share {
         )
     }
 
+    /// A lane looks things up in feeds.
+    async fn claim_once(&self) -> Result<Vec<Owned>, ProjectorError> {
+        self.keys.make().await?;
+        let owned = claimed(&self.database, &self.topic, &self.ranges, &self.instance).await?;
+        Ok(owned.into_values().collect())
+    }
+
     /// As long as Postgres is away, it is waited for, as a lane does.
     async fn claim_again(&mut self) -> Result<Vec<Owned>, ProjectorError> {
         let mut waits = waits();
         loop {
-            match claimed(&self.database, &self.topic, &self.ranges, &self.instance).await {
-                Ok(owned) => return Ok(owned.into_values().collect()),
+            match self.claim_once().await {
+                Ok(owned) => return Ok(owned),
                 Err(error) if error.is_transient() => {
                     let wait = waits.next().unwrap_or(LONGEST_WAIT);
                     if unless_stopped(&mut self.stop, tokio::time::sleep(wait))

@@ -10,7 +10,7 @@ use anyhow::{Context, Result, ensure};
 use bytes::{Bytes, BytesMut};
 use futures_util::{SinkExt, TryStreamExt, pin_mut};
 use serde_json::Value;
-use tidelog_events::domain::{Domain, Registry, create_bare_tables, create_indexes};
+use tidelog_events::domain::{Domain, Registry, create_bare_tables, create_indexes, feed_key};
 use tokio_postgres::Client;
 
 use super::Size;
@@ -38,6 +38,8 @@ struct Rates {
     whole: Vec<f64>,
     /// By number of connections.
     alone: [Vec<f64>; CONNECTIONS.len()],
+    /// Over as many as there may be, the feed's key made when its rows are there.
+    keyed_after: Vec<f64>,
 }
 
 pub(super) async fn measure(ground: &Ground, size: Size, report: &mut Report) -> Result<()> {
@@ -62,10 +64,15 @@ pub(super) async fn measure(ground: &Ground, size: Size, report: &mut Report) ->
         for (number, connections) in CONNECTIONS.into_iter().enumerate() {
             ground.settle().await?;
             let what = format!("(f) round {round}: Postgres alone, {connections} connection(s)");
-            let copying = copy(&site, domain, &rows, connections);
+            let copying = copy(&site, domain, &rows, connections, Key::First);
             let taken = during(&what, events as u64, || 0, copying).await?;
             rates.alone[number].push(events as f64 / taken);
         }
+        ground.settle().await?;
+        let what = format!("(f) round {round}: Postgres alone, the feed's key made last");
+        let copying = copy(&site, domain, &rows, CONNECTIONS[1], Key::Last);
+        let taken = during(&what, events as u64, || 0, copying).await?;
+        rates.keyed_after.push(events as f64 / taken);
     }
     tell(&rates, events, report);
     site.discard().await
@@ -184,8 +191,15 @@ impl Ready {
     }
 }
 
+/// When the feed has its primary key made: rows come in another order.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Key {
+    First,
+    Last,
+}
+
 /// The same tables in a schema of their own, filled by COPY over so many connections, and indexed. Answers the seconds it took.
-async fn copy(site: &Site<'_>, domain: &Domain, ready: &Ready, connections: i32) -> Result<f64> {
+async fn copy(site: &Site<'_>, domain: &Domain, ready: &Ready, connections: i32, key: Key) -> Result<f64> {
     let schema = format!("{}_copy", site.schema);
     let client = site.ground.connect(&schema).await?;
     let make = format!(
@@ -194,6 +208,11 @@ async fn copy(site: &Site<'_>, domain: &Domain, ready: &Ready, connections: i32)
         create_bare_tables(domain)
     );
     client.batch_execute(&make).await.map_err(plain)?;
+    let feed = domain.changes_table();
+    if key == Key::Last {
+        let without = format!("ALTER TABLE {feed} DROP CONSTRAINT {feed}_pkey");
+        client.batch_execute(&without).await.map_err(plain)?;
+    }
     let began = Instant::now();
     let mut copying = Vec::new();
     for number in 0..connections {
@@ -210,6 +229,10 @@ async fn copy(site: &Site<'_>, domain: &Domain, ready: &Ready, connections: i32)
         copying.push(copy_halves(client, ready, halves));
     }
     futures_util::future::try_join_all(copying).await?;
+    if key == Key::Last {
+        let with = format!("ALTER TABLE {feed} ADD {}", feed_key(domain));
+        client.batch_execute(&with).await.map_err(plain)?;
+    }
     client
         .batch_execute(&create_indexes(domain))
         .await
@@ -253,11 +276,22 @@ fn tell(rates: &Rates, events: usize, report: &mut Report) {
             .map(|(rate, connections)| Beside::rate(&format!("Postgres alone, COPY by {connections}"), rate)),
         aim: Some(Aim::Ratio(0.5)),
     });
+    report.figure(Figure {
+        part: "f",
+        what: "the same".into(),
+        value: median(&rates.rebuilt),
+        unit: "/s",
+        beside: Some(Beside::rate(
+            "Postgres alone, COPY by 2, the feed's key made last",
+            median(&rates.keyed_after),
+        )),
+        aim: None,
+    });
     report.note(format!(
         "(f) One topic of six partitions with {} events, a creation and a change of each ticket, all applied; `tidelog rebuild --no-swap` folds \
          it into tables beside those of the service and makes their indexes. Postgres alone takes the same rows and changes, ready-made, by \
          binary COPY in the order of the log into the same tables, with their primary keys, and makes the same indexes; over one connection \
-         or two, the faster counts. Neither waits for the disk at a commit. With the start of the command and the comparison of every row with the \
+         or two, the faster counts; and once more with the primary key of the changes made when they are there, as a rebuild makes it. ANALYZE is in neither. Neither waits for the disk at a commit. With the start of the command and the comparison of every row with the \
          live tables a rebuild goes through {} events a second.",
         grouped(events as f64),
         grouped(median(&rates.whole)),

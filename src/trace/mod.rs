@@ -156,12 +156,13 @@ async fn of_batches(args: &TraceArgs, store: &Store<'_>, registry: &Registry) ->
     let mut ids: Vec<Uuid> = batches.iter().map(|batch| batch.batch_id).collect();
     // One that no gateway noted down (Postgres was away) may have outcomes all the same.
     ids.extend(one.filter(|one| !ids.contains(one)));
+    // Before the store is asked: what is applied in between is in the store then, or not applied by these.
+    let positions = outcomes::positions(store.client()).await?;
     let (mut items, all) = store.items_of(&ids).await?;
     let mut unseen = Vec::new();
     if !all {
         unseen.push("more items: there are too many in these batches; give a smaller --limit".to_owned());
     }
-    let positions = outcomes::positions(store.client()).await?;
     let ranges = log::behind(&batches, &positions);
     let is_one = |item: &Item| item.batch_id.is_some_and(|batch| ids.contains(&batch));
     match log::pending(&args.kafka, registry, &args.tenant, ranges, &is_one).await {
@@ -191,9 +192,9 @@ async fn of_record(
     (domain, id): &(String, String),
 ) -> Result<Trace> {
     let (domain, id) = named(registry, domain, id)?;
+    let positions = outcomes::positions(store.client()).await?;
     let (mut items, has_more) = store.of_record(domain, &id, args.since, args.limit).await?;
     let mut unseen = Vec::new();
-    let positions = outcomes::positions(store.client()).await?;
     let is_one =
         |item: &Item| item.record.as_deref() == Some(&id) && item.domain.as_deref() == Some(&domain.name);
     let found = async {
@@ -219,7 +220,7 @@ async fn of_record(
     })
 }
 
-/// What has been applied since the store was asked is there already.
+/// What has been applied since the positions were asked for is there already.
 fn add_pending(items: &mut Vec<Item>, pending: Vec<Item>) {
     for item in pending {
         if !items.iter().any(|known| known.place() == item.place()) {

@@ -482,6 +482,8 @@ mod tests {
         assert!(simple(
             r#"{ "mobile_id":"a", "version": 3, "place": {"b":[1,null,"ü"], "a":true} }"#
         ));
+        let spelled = simple_item(r#"{"\u0061":1}"#).expect("a plain name");
+        assert_eq!(spelled.text(), r#"{"a":1}"#);
         for careful in [
             r#"{"a":1.0}"#,
             r#"{"a":-0}"#,

@@ -4,7 +4,7 @@
 //! from the last checkpoint with a `Lane`, which knows how to find the event that Postgres refuses, and how to wait.
 
 use super::spill::{Spill, checkpoint_rows};
-use super::{CHUNK_BYTES, CHUNK_RECORDS, Letters, RecordKeys, Seen};
+use super::{CHUNK_BYTES, CHUNK_RECORDS, FeedKeys, Leave, Letters, RecordKeys, Seen};
 use crate::ProjectorError;
 use crate::chunk::{OUTCOMES_ALONE, Results, World, fold_chunk, needed_pasts};
 use crate::event::Arrived;
@@ -14,7 +14,6 @@ use crate::ownership::Owned;
 use crate::reading::Reader;
 use crate::record::LogRecord;
 use crate::session::Session;
-use crate::shadow::{FeedKeys, Leave};
 use crate::state::EventKey;
 use crate::write::{Move, move_positions};
 use std::collections::{BTreeMap, HashSet};

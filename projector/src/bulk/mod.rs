@@ -1,9 +1,11 @@
 //! Filling tables of one's own from the log (`fill`), and what may be taken for granted there: a key that never came before has
 //! nothing in them to look up, and what the service had for a dead letter stays one.
 
+mod feed_keys;
 mod fill;
 mod spill;
 
+pub(crate) use feed_keys::{FeedKeys, Leave};
 pub(crate) use fill::{Filler, FillerParts};
 
 use crate::event::Arrived;

@@ -3,7 +3,6 @@
 //! row by row (`mend`) or as a whole (`swap`). Knows no command, and nothing of how progress is shown.
 
 mod compare;
-mod feed_keys;
 mod mend;
 mod pump;
 mod rate;
@@ -12,8 +11,6 @@ mod select;
 mod stored;
 mod swap;
 mod tables;
-
-pub(crate) use feed_keys::{FeedKeys, Leave};
 
 pub use compare::{Candidates, Difference, Differs, PartitionSum, TableSum};
 pub use mend::Mended;

@@ -2,10 +2,11 @@
 //! selected to workers that fold it in bulk; where one fails, to a lane. Begins anywhere, so a run that was cut off goes on.
 
 use super::select::Selection;
-use super::{FeedKeys, Offsets, Rate, Shadow};
+use super::tables::quoted;
+use super::{Offsets, Rate, Shadow};
 use crate::ProjectorError;
 use crate::backlog::LANE_PARCELS;
-use crate::bulk::{Filler, FillerParts, Letters, Seen};
+use crate::bulk::{FeedKeys, Filler, FillerParts, Letters, Seen};
 use crate::lane::{LONGEST_WAIT, Lane, LaneParts, Progress, ToLane};
 use crate::log::{Log, Parcel};
 use crate::ownership::{Owned, claim};
@@ -16,7 +17,7 @@ use chrono::DateTime;
 use std::collections::BTreeMap;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
-use tidelog_events::domain::Registry;
+use tidelog_events::domain::{Domain, Registry, feed_key};
 use tidelog_events::drill;
 use tokio::sync::{Notify, mpsc, watch};
 use tokio_postgres::Config;
@@ -97,7 +98,15 @@ impl Shadow {
         let owned = claimed(&self.database(), &self.topic(), &ranges, &self.config.instance).await?;
         // Only who sees the whole log from its beginning knows what is not in the tables.
         let fresh = owned.values().all(|owned| owned.next_offset == 0) && from.values().all(|at| *at == 0);
-        let keys = FeedKeys::of(self.database(), &self.config.schema, &self.domains, fresh).await?;
+        // The live schema has tables of these names too.
+        let feed = |domain: &Arc<Domain>| {
+            (
+                quoted(&self.config.schema, &domain.changes_table()),
+                feed_key(domain),
+            )
+        };
+        let feeds = self.domains.iter().map(feed).collect();
+        let keys = FeedKeys::of(self.database(), feeds, fresh).await?;
         let parts = shares(&ranges, self.config.jobs);
         let memory = u32::try_from(self.config.memory / parts.len().max(1)).unwrap_or(u32::MAX);
         let memory = drill::number("memory", memory) as usize;

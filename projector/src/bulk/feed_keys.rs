@@ -1,23 +1,24 @@
-//! The primary keys of a shadow's feeds while it is filled from nothing. Rows of a feed come in the order of the log, which is not that
+//! The primary keys of feeds while these are filled from nothing. Rows of a feed come in the order of the log, which is not that
 //! of their key, so an index that grows with them costs Postgres almost as much as the rows; made when they are there it costs
 //! a third. Nobody looks anything up in a feed meanwhile, until an event's past is asked for: then the keys are made at once, and
 //! stay. An index wants its table for itself, so all who fill it end their transactions first.
 
-use super::tables::quoted;
 use crate::ProjectorError;
+use crate::session::Session;
 use std::sync::Arc;
-use tidelog_events::domain::{Domain, feed_key};
 use tokio::sync::{Mutex, OwnedRwLockReadGuard, RwLock, watch};
-use tokio_postgres::{Client, Config, NoTls};
+use tokio_postgres::{Client, Config};
 
 /// Leave to fill feeds in a transaction: while it is held, no key is made.
 pub(crate) type Leave = OwnedRwLockReadGuard<bool>;
 
-/// The keys of one shadow's feeds.
+/// A feed's table, with its schema, and its key as a definition has it.
+pub(crate) type Feed = (String, String);
+
+/// The keys of some feeds.
 pub(crate) struct FeedKeys {
     database: Config,
-    schema: String,
-    domains: Vec<Arc<Domain>>,
+    feeds: Vec<Feed>,
     /// Whether they are there.
     made: Arc<RwLock<bool>>,
     wanted: watch::Sender<bool>,
@@ -28,14 +29,12 @@ impl FeedKeys {
     /// Takes them away where nothing is filled yet, or sees to it that they are there.
     pub(crate) async fn of(
         database: Config,
-        schema: &str,
-        domains: &[Arc<Domain>],
+        feeds: Vec<Feed>,
         empty: bool,
     ) -> Result<Arc<FeedKeys>, ProjectorError> {
         let keys = FeedKeys {
             database,
-            schema: schema.to_owned(),
-            domains: domains.to_vec(),
+            feeds,
             made: Arc::new(RwLock::new(!empty)),
             wanted: watch::channel(false).0,
             making: Mutex::default(),
@@ -78,38 +77,25 @@ impl FeedKeys {
     }
 
     async fn add_missing(&self) -> Result<(), ProjectorError> {
-        let client = self.connect().await?;
-        for domain in &self.domains {
-            // The live schema has tables of these names too.
-            let feed = quoted(&self.schema, &domain.changes_table());
-            if name_of_key(&client, &feed).await?.is_none() {
-                let sql = format!("ALTER TABLE {feed} ADD {}", feed_key(domain));
-                client.batch_execute(&sql).await?;
+        let session = Session::connect(&self.database).await?;
+        for (feed, key) in &self.feeds {
+            if name_of_key(session.client(), feed).await?.is_none() {
+                let sql = format!("ALTER TABLE {feed} ADD {key}");
+                session.client().batch_execute(&sql).await?;
             }
         }
         Ok(())
     }
 
     async fn drop_all(&self) -> Result<(), ProjectorError> {
-        let client = self.connect().await?;
-        for domain in &self.domains {
-            let feed = quoted(&self.schema, &domain.changes_table());
-            if let Some(name) = name_of_key(&client, &feed).await? {
+        let session = Session::connect(&self.database).await?;
+        for (feed, _) in &self.feeds {
+            if let Some(name) = name_of_key(session.client(), feed).await? {
                 let sql = format!("ALTER TABLE {feed} DROP CONSTRAINT \"{name}\"");
-                client.batch_execute(&sql).await?;
+                session.client().batch_execute(&sql).await?;
             }
         }
         Ok(())
-    }
-
-    async fn connect(&self) -> Result<Client, ProjectorError> {
-        let (client, connection) = self.database.connect(NoTls).await?;
-        tokio::spawn(async move {
-            if let Err(error) = connection.await {
-                tracing::debug!(%error, "a connection for a feed's key ended");
-            }
-        });
-        Ok(client)
     }
 }
 

@@ -2,7 +2,7 @@
 //! field, before it reaches the log. Also the canonical form (RFC 8785) that fingerprints and item identities hash.
 //! Knows nothing of domains.
 
-use crate::doc::Doc;
+use crate::doc::{Doc, simple_doc, simple_members};
 use crate::error::ItemError;
 use serde::de::{self, Deserialize, Deserializer, MapAccess, Visitor};
 use serde_json::value::RawValue;
@@ -28,11 +28,6 @@ impl<'a> Members<'a> {
             .rev()
             .find(|(key, _)| key == name)
             .map(|(_, raw)| raw.get())
-    }
-
-    /// Puts them in the order of their names.
-    pub(crate) fn sort(&mut self) {
-        self.0.sort_unstable_by(|(a, _), (b, _)| a.cmp(b));
     }
 
     /// Every member in the order sent; of a repeated name, all of them.
@@ -237,98 +232,22 @@ fn hash_canonical(hash: &mut Sha256, value: &impl serde::Serialize) {
 }
 
 /// Feeds an object's content to a hash as [`hash_content`] does, straight from its text where that is simple enough
-/// to be put into canonical form without parsing values (nearly every item is: six times faster). Answers false, and
-/// hashes nothing, where it is not: then parse it.
+/// to be put into canonical form without parsing values into a tree (nearly every item is). Answers false, and hashes nothing,
+/// where it is not: then parse it.
 pub fn hash_simple_members(hash: &mut Sha256, members: &Members<'_>) -> bool {
-    let mut canonical = String::with_capacity(512);
-    let simple = simple_members(members, &mut canonical, 1);
-    if simple {
-        hash.update(&canonical);
+    let content = members.iter().filter(|(name, _)| !NOT_CONTENT.contains(name));
+    match simple_members(content) {
+        Some(content) => {
+            hash.update(content.text());
+            true
+        }
+        None => false,
     }
-    simple
 }
 
 /// An object that is as simple: its content, whose text is its canonical form. None where it is not: then parse it.
 pub fn simple_item(raw: &str) -> Option<Doc> {
-    let members = serde_json::from_str(raw).ok()?;
-    Doc::simple(members, raw.len(), |name| !NOT_CONTENT.contains(&name))
-}
-
-/// Simple: no escapes, no number but integers that every reader holds, no name outside ASCII (RFC 8785 sorts by UTF-16),
-/// no name twice.
-pub(crate) fn simple_value(raw: &str, out: &mut String, depth: usize) -> bool {
-    let bytes = raw.as_bytes();
-    match bytes.first() {
-        Some(b'"') if bytes.contains(&b'\\') => return false,
-        Some(b'-' | b'0'..=b'9') => {
-            let digits = raw.strip_prefix('-').unwrap_or(raw);
-            let plain = digits.len() <= 15 && digits.bytes().all(|digit| digit.is_ascii_digit());
-            if !plain || raw == "-0" {
-                return false;
-            }
-        }
-        Some(b'"' | b't' | b'f' | b'n') => {}
-        Some(b'{') => return depth < MAX_NESTING && simple_object(raw, out, depth + 1),
-        Some(b'[') => return depth < MAX_NESTING && simple_list(raw, out, depth + 1),
-        _ => return false,
-    }
-    out.push_str(raw);
-    true
-}
-
-fn simple_object(raw: &str, out: &mut String, depth: usize) -> bool {
-    serde_json::from_str::<Members<'_>>(raw).is_ok_and(|members| simple_members(&members, out, depth))
-}
-
-fn simple_members(members: &Members<'_>, out: &mut String, depth: usize) -> bool {
-    let mut members: Vec<&(Cow<'_, str>, &RawValue)> = members.0.iter().collect();
-    members.sort_unstable_by(|(a, _), (b, _)| a.cmp(b));
-    if !members.iter().all(|(name, _)| is_plain(name))
-        || members.windows(2).any(|pair| pair[0].0 == pair[1].0)
-    {
-        return false;
-    }
-    out.push('{');
-    let mut first = true;
-    for (name, value) in members {
-        if depth == 1 && NOT_CONTENT.contains(&name.as_ref()) {
-            continue;
-        }
-        if !std::mem::take(&mut first) {
-            out.push(',');
-        }
-        out.push('"');
-        out.push_str(name);
-        out.push_str("\":");
-        if !simple_value(value.get(), out, depth) {
-            return false;
-        }
-    }
-    out.push('}');
-    true
-}
-
-/// A name that is itself, quoted, and sorts by its bytes as it does by its UTF-16.
-pub(crate) fn is_plain(name: &str) -> bool {
-    let stands = |byte: u8| byte.is_ascii_graphic() && byte != b'"' && byte != b'\\' || byte == b' ';
-    name.bytes().all(stands)
-}
-
-fn simple_list(raw: &str, out: &mut String, depth: usize) -> bool {
-    let Ok(values) = serde_json::from_str::<Vec<&RawValue>>(raw) else {
-        return false;
-    };
-    out.push('[');
-    for (index, value) in values.iter().enumerate() {
-        if index > 0 {
-            out.push(',');
-        }
-        if !simple_value(value.get(), out, depth) {
-            return false;
-        }
-    }
-    out.push(']');
-    true
+    simple_doc(raw, |name| !NOT_CONTENT.contains(&name))
 }
 
 /// RFC 7396: `null` removes, objects merge member by member, everything else replaces.

@@ -204,22 +204,26 @@ struct Folding<'a> {
 
 impl Folding<'_> {
     fn event(&mut self, arrived: &Arc<Arrived>) {
-        if let Some(to_come) = self.to_come.get_mut(arrived.record()) {
-            *to_come -= 1;
-        }
+        let more = self.more_of(arrived);
         match self.folded(arrived) {
             Folded::Repeat => {}
-            Folded::NotApplied { outcome, conflict } => self.not_applied(arrived, outcome, conflict),
+            Folded::NotApplied { outcome, conflict } => self.not_applied(arrived, more, outcome, conflict),
             Folded::Resolved { step: None, resolved } => {
                 self.note_resolved(arrived, &resolved);
-                self.not_applied(arrived, resolved.outcome(), None);
+                self.not_applied(arrived, more, resolved.outcome(), None);
             }
             Folded::Resolved {
                 step: Some(step),
                 resolved,
             } => {
                 self.note_resolved(arrived, &resolved);
-                self.applied(arrived, step, resolved.outcome(), Some(resolved.conflict_id));
+                self.applied(
+                    arrived,
+                    more,
+                    step,
+                    resolved.outcome(),
+                    Some(resolved.conflict_id),
+                );
             }
             Folded::Applied { step, conflict } => {
                 let outcome = match &conflict {
@@ -230,14 +234,14 @@ impl Folding<'_> {
                     },
                 };
                 let conflict_id = self.keep_attempt(arrived, conflict);
-                self.applied(arrived, step, outcome, conflict_id);
+                self.applied(arrived, more, step, outcome, conflict_id);
                 if let Some(parent) = arrived.parent_record() {
                     let children = self.world.children.entry(parent.clone()).or_default();
                     children.insert(arrived.record().clone());
                 }
             }
         }
-        if !self.more_of(arrived) {
+        if !more {
             self.world.forget_past(arrived.record());
         }
     }
@@ -261,16 +265,24 @@ impl Folding<'_> {
         fold(record.unwrap_or(&nothing), parent, arrived)
     }
 
-    /// Whether an event further on in the chunk is of the same record: it may be a repeat of this one, or behind it, which no store
-    /// knows yet.
-    fn more_of(&self, arrived: &Arrived) -> bool {
-        self.to_come
-            .get(arrived.record())
-            .is_some_and(|to_come| *to_come > 0)
+    /// Takes an event off those of its record that are to come. Answers whether one further on in the chunk is: it may be a repeat of
+    /// this one, or behind it, which no store knows yet.
+    fn more_of(&mut self, arrived: &Arrived) -> bool {
+        let to_come = self.to_come.get_mut(arrived.record());
+        to_come.is_some_and(|to_come| {
+            *to_come -= 1;
+            *to_come > 0
+        })
     }
 
-    fn not_applied(&mut self, arrived: &Arc<Arrived>, outcome: Outcome, conflict: Option<Box<Conflict>>) {
-        if self.more_of(arrived) {
+    fn not_applied(
+        &mut self,
+        arrived: &Arc<Arrived>,
+        more: bool,
+        outcome: Outcome,
+        conflict: Option<Box<Conflict>>,
+    ) {
+        if more {
             let content = repeatable(&outcome).then_some(arrived.content);
             let past = &mut self.world.record(arrived.record()).past;
             past.note(arrived.key(), content, arrived.log_time, outcome.clone());
@@ -332,11 +344,11 @@ impl Folding<'_> {
     fn applied(
         &mut self,
         arrived: &Arc<Arrived>,
+        more: bool,
         step: Arc<Step>,
         outcome: Outcome,
         conflict_id: Option<Uuid>,
     ) {
-        let more = self.more_of(arrived);
         let record = self.world.record(arrived.record());
         if more {
             let (event, content) = (arrived.key(), Some(arrived.content));

@@ -3,7 +3,7 @@
 
 use crate::state::Doc;
 use serde_json::Value;
-use tidelog_events::doc::{Json, Names};
+use tidelog_events::doc::{Json, Names, Rewrite};
 use tidelog_events::domain::{Domain, Field, FieldType, parse_datetime};
 use tidelog_events::error::ItemError;
 
@@ -22,12 +22,13 @@ pub struct Touched {
 /// The item as a patch of the document: enumerations in their stored letter case, without what the server gives.
 pub fn patch_of(domain: &Domain, item: &Doc) -> Doc {
     item.rewritten(|name, value| match domain.field(name) {
-        None => (!NOT_DOCUMENT.contains(&name)).then(|| value.text().into()),
-        Some(field) if field.read_only => None,
-        Some(field) => Some(match stored_otherwise(field, value) {
-            Some(stored) => stored.to_string().into(),
-            None => value.text().into(),
-        }),
+        None if NOT_DOCUMENT.contains(&name) => Rewrite::Drop,
+        None => Rewrite::Keep,
+        Some(field) if field.read_only => Rewrite::Drop,
+        Some(field) => match stored_otherwise(field, value) {
+            Some(stored) => Rewrite::Put(stored.to_string()),
+            None => Rewrite::Keep,
+        },
     })
 }
 
@@ -39,11 +40,8 @@ fn stored_otherwise(field: &Field, value: Json<'_>) -> Option<Value> {
 }
 
 /// What a new record gets where the device said nothing. Also clears the nulls that a first patch may hold.
-pub fn with_defaults(domain: &Domain, doc: &Doc) -> Doc {
-    match doc.iter().any(|(_, value)| value.is_null()) {
-        true => doc.only(|_, value| !value.is_null()).or(&domain.initial),
-        false => doc.or(&domain.initial),
-    }
+pub fn with_defaults(initial: &Doc, doc: &Doc) -> Doc {
+    doc.only(|_, value| !value.is_null()).or(initial)
 }
 
 /// Whether a document may stand: required members, times in order, and the step from the status before.

@@ -9,6 +9,7 @@ use crate::policy::{Attempt, Side, Verdict, decide, out_of_sight, standing};
 use crate::resolve::{Resolved, resolve};
 use crate::seals::{patch_against, unified};
 use crate::state::{Doc, PastChange, Record, State};
+use std::borrow::Cow;
 use std::sync::Arc;
 use tidelog_events::domain::{Audience, Kind, Reader, Visibility};
 use tidelog_events::drill;
@@ -135,7 +136,7 @@ fn fold_telemetry(record: &Record, arrived: &Arrived, replace: bool) -> Folded {
         }
         state => {
             let patch = patch_against(arrived, state.as_deref(), &[]);
-            let doc = with_defaults(&arrived.domain, &patch);
+            let doc = with_defaults(&arrived.domain.initial, &patch);
             apply(state.as_deref(), None, arrived, doc, false)
         }
     }
@@ -169,10 +170,7 @@ fn fold_entity(record: &Record, parent: ParentOf<'_>, arrived: &Arrived) -> Fold
     let patch = patch_against(arrived, old, &[]);
     let doc = match old {
         Some(old) => old.doc.patched(&patch),
-        None => numbered(
-            arrived,
-            with_defaults(&arrived.domain, &Doc::new().patched(&patch)),
-        ),
+        None => with_defaults(&initial(arrived), &Doc::new().patched(&patch)),
     };
     match judge(&arrived.domain, old.map(|state| &state.doc), &doc) {
         Ok(()) => apply(state, parent, arrived, doc, false),
@@ -280,15 +278,17 @@ fn conflict(record: &Record, state: &State, parent: ParentOf<'_>, arrived: &Arri
     }
 }
 
-/// The server's number for a new record: the place of the event that made it, so that a rebuild gives the same.
-fn numbered(arrived: &Arrived, doc: Doc) -> Doc {
+/// What a new record gets: the domain's defaults and the server's number, the place of the event that made it, so that a rebuild
+/// gives the same. No patch has a value for it: its field is read-only.
+fn initial(arrived: &Arrived) -> Cow<'_, Doc> {
+    let defaults = &arrived.domain.initial;
     match &arrived.domain.numbering {
         Some(numbering) => {
             let Place { offset, partition } = arrived.place;
             let number = format!("{}-{offset}-{partition}", numbering.prefix);
-            doc.with(&numbering.field, &number.into())
+            Cow::Owned(defaults.with(&numbering.field, &number.into()))
         }
-        None => doc,
+        None => Cow::Borrowed(defaults),
     }
 }
 

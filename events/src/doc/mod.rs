@@ -3,25 +3,41 @@
 //! text, and nothing in it is parsed that nobody asks for. Equal values have equal texts, so comparing texts is comparing
 //! values. Knows neither domains nor who asks.
 
-use crate::json::{MAX_NESTING, Members, is_plain, merge_patch, simple_value};
+mod names;
+mod simple;
+mod writer;
+
+pub use names::Names;
+pub(crate) use simple::{simple_doc, simple_members};
+
+use crate::json::{MAX_NESTING, merge_patch};
 use serde_json::{Map, Value};
 use std::borrow::Cow;
 use std::cmp::Ordering;
 use std::fmt;
 use std::sync::Arc;
+use writer::Writer;
 
-/// Bytes of a member, about.
-const MEMBER: usize = 24;
+/// A JSON object; of one without members nothing is kept.
+#[derive(Clone, PartialEq, Eq, Default)]
+pub struct Doc(Option<Arc<Body>>);
 
-/// A JSON object.
-#[derive(Clone, PartialEq, Eq)]
-pub struct Doc(Arc<Body>);
-
-#[derive(Clone, PartialEq, Eq)]
+#[derive(PartialEq, Eq)]
 struct Body {
     /// `{"name":value,"name":value}`
     text: String,
     members: Vec<Member>,
+}
+
+/// What becomes of a member.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Rewrite {
+    /// It stays.
+    Keep,
+    /// It goes.
+    Drop,
+    /// It gets this value, as JSON.
+    Put(String),
 }
 
 /// Where a member stands in the text: its name between the quotes, then `":`, then its value.
@@ -67,20 +83,22 @@ impl<'a> Json<'a> {
     fn is_object(self) -> bool {
         self.0.starts_with('{')
     }
+
+    /// Whether it stands as it is where a patch has it.
+    fn replaces(self) -> bool {
+        !self.0.starts_with(['{', 'n'])
+    }
 }
 
 impl Doc {
     /// Without members.
     pub fn new() -> Doc {
-        Writer::with_room(0).end()
+        Doc::default()
     }
 
     /// Reads an object; none where the text is something else.
     pub fn parse(text: &str) -> Option<Doc> {
-        match serde_json::from_str::<Members<'_>>(text) {
-            Ok(members) => Doc::simple(members, text.len(), |_| true).or_else(|| Doc::parse_all(text)),
-            Err(_) => None,
-        }
+        simple_doc(text, |_| true).or_else(|| Doc::parse_all(text))
     }
 
     fn parse_all(text: &str) -> Option<Doc> {
@@ -90,83 +108,76 @@ impl Doc {
         }
     }
 
-    /// Of an object's members those that are wanted, if they are simple: put in order, without a value parsed, and so their
-    /// canonical form (RFC 8785) too. None where they are not.
-    pub(crate) fn simple(
-        mut members: Members<'_>,
-        room: usize,
-        wanted: impl Fn(&str) -> bool,
-    ) -> Option<Doc> {
-        members.sort();
-        let mut writer = Writer::with_room(room);
-        let mut before = None;
-        for (name, value) in members.iter() {
-            if !is_plain(name) || before.replace(name) == Some(name) {
-                return None;
-            }
-            if wanted(name) {
-                if !writer.simple(name, value) {
-                    return None;
-                }
-            } else if value.starts_with(['{', '[']) {
-                // Nobody has seen how deep it nests.
-                return None;
-            }
-        }
-        Some(writer.end())
-    }
-
     /// The text: JSON without blanks, members in the order of their names' bytes.
     pub fn text(&self) -> &str {
-        &self.0.text
+        self.0.as_ref().map_or("{}", |body| &body.text)
+    }
+
+    fn members(&self) -> &[Member] {
+        self.0.as_ref().map_or(&[], |body| &body.members)
     }
 
     /// Whether it has no member.
     pub fn is_empty(&self) -> bool {
-        self.0.members.is_empty()
+        self.0.is_none()
     }
 
     /// The value of that name.
     pub fn get(&self, name: &str) -> Option<Json<'_>> {
-        Some(self.value(self.0.members[self.find(name).ok()?]))
+        Some(self.value(self.members()[self.find(name).ok()?]))
     }
 
     fn find(&self, name: &str) -> Result<usize, usize> {
-        self.0
-            .members
+        self.members()
             .binary_search_by(|member| (*self.name(*member)).cmp(name))
     }
 
     /// Names and values, in order.
     pub fn iter(&self) -> impl Iterator<Item = (Cow<'_, str>, Json<'_>)> {
-        let members = self.0.members.iter();
+        let members = self.members().iter();
         members.map(|member| (self.name(*member), self.value(*member)))
     }
 
-    /// The members for which there is a value: the text of their own, or of another.
+    /// What is left and put where each member is judged.
     #[must_use]
-    pub fn rewritten<'a>(&'a self, value: impl Fn(&str, Json<'a>) -> Option<Cow<'a, str>>) -> Doc {
-        let mut writer = Writer::with_room(self.0.text.len());
-        for member in &self.0.members {
-            if let Some(text) = value(&self.name(*member), self.value(*member)) {
+    pub fn rewritten(&self, judge: impl Fn(&str, Json<'_>) -> Rewrite) -> Doc {
+        let mut writer = Writer::with_room(self.text().len());
+        let members = self.members();
+        // What stays and follows each other is copied in one piece.
+        let (mut from, mut all) = (0, true);
+        for (at, member) in members.iter().enumerate() {
+            let judged = judge(&self.name(*member), self.value(*member));
+            if judged == Rewrite::Keep {
+                continue;
+            }
+            writer.copy(self, &members[from..at]);
+            (from, all) = (at + 1, false);
+            if let Rewrite::Put(text) = judged {
                 writer.member(self, *member, &text);
             }
         }
+        if all {
+            return self.clone();
+        }
+        writer.copy(self, &members[from..]);
         writer.end()
     }
 
     /// The members that are wanted.
     #[must_use]
     pub fn only(&self, wanted: impl Fn(&str, Json<'_>) -> bool) -> Doc {
-        self.rewritten(|name, value| wanted(name, value).then(|| value.text().into()))
+        self.rewritten(|name, value| match wanted(name, value) {
+            true => Rewrite::Keep,
+            false => Rewrite::Drop,
+        })
     }
 
     /// The same with other values for those members for which `instead` has one.
     #[must_use]
     pub fn replaced(&self, instead: impl Fn(&str, Json<'_>) -> Option<Value>) -> Doc {
         self.rewritten(|name, value| match instead(name, value) {
-            Some(value) => Some(text_of(&value).into()),
-            None => Some(value.text().into()),
+            Some(value) => Rewrite::Put(text_of(&value)),
+            None => Rewrite::Keep,
         })
     }
 
@@ -174,11 +185,11 @@ impl Doc {
     #[must_use]
     pub fn with(&self, name: &str, value: &Value) -> Doc {
         let (before, after) = match self.find(name) {
-            Ok(at) => (&self.0.members[..at], &self.0.members[at + 1..]),
-            Err(at) => self.0.members.split_at(at),
+            Ok(at) => (&self.members()[..at], &self.members()[at + 1..]),
+            Err(at) => self.members().split_at(at),
         };
         let text = text_of(value);
-        let mut writer = Writer::with_room(self.0.text.len() + name.len() + text.len() + 4);
+        let mut writer = Writer::with_room(self.text().len() + name.len() + text.len() + 4);
         writer.copy(self, before);
         writer.named(name, &text);
         writer.copy(self, after);
@@ -188,7 +199,7 @@ impl Doc {
     /// Its own members, and those of another that it has not.
     #[must_use]
     pub fn or(&self, other: &Doc) -> Doc {
-        let mut writer = Writer::with_room(self.0.text.len() + other.0.text.len());
+        let mut writer = Writer::with_room(self.text().len() + other.text().len());
         self.beside(other, |own, others| match (own, others) {
             (own, None) => writer.copy(self, own),
             ([], Some(others)) => writer.copy(other, &[others]),
@@ -200,7 +211,15 @@ impl Doc {
     /// What a patch makes of it (RFC 7396): `null` removes, objects merge member by member, everything else replaces.
     #[must_use]
     pub fn patched(&self, patch: &Doc) -> Doc {
-        let mut writer = Writer::with_room(self.0.text.len() + patch.0.text.len());
+        if self.is_empty()
+            && patch
+                .members()
+                .iter()
+                .all(|member| patch.value(*member).replaces())
+        {
+            return patch.clone();
+        }
+        let mut writer = Writer::with_room(self.text().len() + patch.text().len());
         self.beside(patch, |own, new| {
             let Some(new) = new else {
                 return writer.copy(self, own);
@@ -219,8 +238,8 @@ impl Doc {
     /// Goes through both in order: told are stretches of its own members whose names the other has not, and each of the other's, with
     /// its own of the same name where it has it.
     fn beside<'a>(&'a self, other: &Doc, mut tell: impl FnMut(&'a [Member], Option<Member>)) {
-        let mut rest = &self.0.members[..];
-        for member in &other.0.members {
+        let mut rest = self.members();
+        for member in other.members() {
             let name = other.name(*member);
             let place = rest.binary_search_by(|own| (*self.name(*own)).cmp(&*name));
             let (before, after) = rest.split_at(place.unwrap_or_else(|at| at));
@@ -239,7 +258,10 @@ impl Doc {
     /// The members in which it differs from what it became, as they were, and the names of all in which the two differ, in order.
     pub fn difference(&self, after: &Doc) -> (Doc, Names) {
         let (mut before, mut names) = (Writer::with_room(0), Names::default());
-        let (mut old, mut new) = (&self.0.members[..], &after.0.members[..]);
+        if self.is_empty() {
+            names = Names::with_room(after.text().len(), after.members().len());
+        }
+        let (mut old, mut new) = (self.members(), after.members());
         loop {
             let order = match (old.first(), new.first()) {
                 (None, None) => return (before.end(), names),
@@ -274,7 +296,7 @@ impl Doc {
     }
 
     fn name(&self, member: Member) -> Cow<'_, str> {
-        let name = &self.0.text[member.name as usize..member.name_end as usize];
+        let name = &self.text()[member.name as usize..member.name_end as usize];
         match member.escaped {
             false => Cow::Borrowed(name),
             // It was escaped by this file.
@@ -284,16 +306,12 @@ impl Doc {
 
     /// Name and value, as they stand in the text.
     fn stretch(&self, member: Member) -> &str {
-        &self.0.text[member.name as usize..member.value_end as usize]
+        &self.text()[member.name as usize..member.value_end as usize]
     }
 
     fn value(&self, member: Member) -> Json<'_> {
-        Json(&self.0.text[member.name_end as usize + 2..member.value_end as usize])
+        Json(&self.text()[member.name_end as usize + 2..member.value_end as usize])
     }
-}
-
-fn needs_escape(byte: u8) -> bool {
-    byte < 0x20 || byte == b'"' || byte == b'\\'
 }
 
 /// An object of a patch, upon what there was.
@@ -340,128 +358,9 @@ impl From<Map<String, Value>> for Doc {
     }
 }
 
-impl Default for Doc {
-    fn default() -> Doc {
-        Doc::new()
-    }
-}
-
 impl fmt::Debug for Doc {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(self.text())
-    }
-}
-
-/// Writes a document, member by member, in the order of their names.
-struct Writer(Body);
-
-impl Writer {
-    fn with_room(room: usize) -> Writer {
-        let mut text = String::with_capacity(room.max(2));
-        text.push('{');
-        let members = Vec::with_capacity(room / MEMBER);
-        Writer(Body { text, members })
-    }
-
-    /// Members of another document that follow each other there, as they stand.
-    fn copy(&mut self, of: &Doc, run: &[Member]) {
-        let (Some(first), Some(last)) = (run.first(), run.last()) else {
-            return;
-        };
-        let Body { text, members } = &mut self.0;
-        text.push_str(if members.is_empty() { "\"" } else { ",\"" });
-        // Where it stood before the first, and where it stands now: every place moves as far.
-        let (from, to) = (first.name, text.len() as u32);
-        text.push_str(&of.0.text[first.name as usize..last.value_end as usize]);
-        members.extend(run.iter().map(|member| Member {
-            name: member.name - from + to,
-            name_end: member.name_end - from + to,
-            value_end: member.value_end - from + to,
-            escaped: member.escaped,
-        }));
-    }
-
-    /// With the name that a member has in another document.
-    fn member(&mut self, of: &Doc, member: Member, value: &str) {
-        let name = &of.0.text[member.name as usize..member.name_end as usize];
-        self.push(name, member.escaped, |text| text.push_str(value));
-    }
-
-    fn named(&mut self, name: &str, value: &str) {
-        if name.bytes().any(needs_escape) {
-            let quoted = Value::from(name).to_string();
-            self.push(&quoted[1..quoted.len() - 1], true, |text| text.push_str(value));
-        } else {
-            self.push(name, false, |text| text.push_str(value));
-        }
-    }
-
-    /// A value as it was sent, if it is simple. Otherwise all of this is of no use any more.
-    fn simple(&mut self, name: &str, value: &str) -> bool {
-        let mut simple = false;
-        self.push(name, false, |text| simple = simple_value(value, text, 1));
-        simple
-    }
-
-    fn push(&mut self, name: &str, escaped: bool, value: impl FnOnce(&mut String)) {
-        let Body { text, members } = &mut self.0;
-        text.push_str(if members.is_empty() { "\"" } else { ",\"" });
-        let from = text.len();
-        text.push_str(name);
-        let name_end = text.len();
-        text.push_str("\":");
-        value(text);
-        // No item comes near 4 GiB: the log takes no such record.
-        members.push(Member {
-            name: from as u32,
-            name_end: name_end as u32,
-            value_end: text.len() as u32,
-            escaped,
-        });
-    }
-
-    fn end(mut self) -> Doc {
-        self.0.text.push('}');
-        Doc(Arc::new(self.0))
-    }
-}
-
-/// Names, one after the other in one piece.
-#[derive(Debug, Clone, Default, PartialEq, Eq)]
-pub struct Names {
-    text: String,
-    ends: Vec<u32>,
-}
-
-impl Names {
-    /// Adds one.
-    pub fn push(&mut self, name: &str) {
-        self.text.push_str(name);
-        // They come from one item.
-        self.ends.push(self.text.len() as u32);
-    }
-
-    /// In order.
-    pub fn iter(&self) -> impl ExactSizeIterator<Item = &str> {
-        let mut from = 0;
-        self.ends.iter().map(move |end| {
-            let name = &self.text[from..*end as usize];
-            from = *end as usize;
-            name
-        })
-    }
-
-    /// Whether that is one of them.
-    pub fn contains(&self, name: &str) -> bool {
-        self.iter().any(|known| known == name)
-    }
-}
-
-impl<'a> FromIterator<&'a str> for Names {
-    fn from_iter<I: IntoIterator<Item = &'a str>>(names: I) -> Names {
-        let mut all = Names::default();
-        names.into_iter().for_each(|name| all.push(name));
-        all
     }
 }
 

@@ -9,6 +9,7 @@ use std::borrow::Cow;
 use std::sync::Arc;
 use tidelog_events::domain::Domain;
 use tidelog_events::seal::Seals;
+use tidelog_events::seal::form::mentions;
 
 /// The item as a patch of its record's document.
 pub(crate) fn patch_against(arrived: &Arrived, state: Option<&State>, since: &[PastChange]) -> Doc {
@@ -22,7 +23,9 @@ pub(crate) fn patch_against(arrived: &Arrived, state: Option<&State>, since: &[P
 /// A patch with the seals that the record has for the same values: in its document, or in an earlier one, of which the changes
 /// since then tell.
 pub(crate) fn adopted(domain: &Domain, mut patch: Doc, state: &State, since: &[PastChange]) -> Doc {
-    seals_of(domain, state, since).adopt(domain, &mut patch);
+    if mentions(patch.text()) {
+        seals_of(domain, state, since).adopt(domain, &mut patch);
+    }
     patch
 }
 

@@ -18,6 +18,9 @@ use std::fmt;
 use std::sync::Arc;
 use writer::Writer;
 
+/// Bytes of a small change, about.
+const SMALL: usize = 128;
+
 /// A JSON object; of one without members nothing is kept.
 #[derive(Clone, PartialEq, Eq, Default)]
 pub struct Doc(Option<Arc<Body>>);
@@ -257,10 +260,12 @@ impl Doc {
 
     /// The members in which it differs from what it became, as they were, and the names of all in which the two differ, in order.
     pub fn difference(&self, after: &Doc) -> (Doc, Names) {
-        let (mut before, mut names) = (Writer::with_room(0), Names::default());
-        if self.is_empty() {
-            names = Names::with_room(after.text().len(), after.members().len());
-        }
+        // What is new has all names and no values before; otherwise a change is small.
+        let (values, names, count) = match self.is_empty() {
+            true => (0, after.text().len(), after.members().len()),
+            false => (SMALL, SMALL, 0),
+        };
+        let (mut before, mut names) = (Writer::with_room(values), Names::with_room(names, count));
         let (mut old, mut new) = (self.members(), after.members());
         loop {
             let order = match (old.first(), new.first()) {

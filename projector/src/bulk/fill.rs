@@ -16,7 +16,7 @@ use crate::record::LogRecord;
 use crate::session::Session;
 use crate::state::{EventKey, RecordKey, State};
 use crate::write::{Move, move_positions};
-use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
+use std::collections::{BTreeMap, HashMap, HashSet};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 use tidelog_events::domain::Registry;
@@ -180,7 +180,11 @@ impl Filler {
         }
         self.spill
             .add(&registry, &results, &self.parts.topic, &chunk.dead);
-        if self.spill.is_much() {
+        let writing = self
+            .writing
+            .as_ref()
+            .is_some_and(|writing| !writing.is_finished());
+        if self.spill.is_much() && (!writing || self.spill.is_too_much()) {
             self.write().await?;
         }
         self.held += records
@@ -316,7 +320,7 @@ impl Filler {
             let since = stored.get(&state.place.partition)?.next_offset;
             (state.place.offset >= since).then_some((key, state))
         });
-        let changed = in_order(changed.collect());
+        let changed = in_order(changed);
         checkpoint_rows(&mut session, &self.parts.registry, &changed, &mut self.rows).await?;
         move_positions(&mut session, &moves).await?;
         drill::reached("project.moved");
@@ -344,27 +348,25 @@ impl Filler {
     }
 }
 
-/// In the order of their primary key, so that its index grows at one place at a time. Identities are all over memory: mostly their
-/// first letters tell, which are gathered once.
-fn in_order<'a>(changed: Vec<(&'a RecordKey, &'a State)>) -> Vec<(&'a RecordKey, &'a State)> {
-    let tables: BTreeSet<(&str, &str)> = changed
-        .iter()
-        .map(|(key, _)| (&*key.table, &*key.tenant))
-        .collect();
-    let ranks: HashMap<(&str, &str), usize> = tables.into_iter().zip(0..).collect();
-    let mut ranked: Vec<_> = changed
-        .into_iter()
-        .map(|(key, state)| {
-            let first = key.subject.bytes().chain(std::iter::repeat(0)).take(16);
-            let first = first.fold(0, |number: u128, byte| number << 8 | u128::from(byte));
-            (ranks.get(&(&*key.table, &*key.tenant)), first, key, state)
-        })
-        .collect();
-    ranked.sort_unstable_by_key(|(rank, first, key, _)| (*rank, *first, *key));
-    ranked
-        .into_iter()
-        .map(|(_, _, key, state)| (key, state))
-        .collect()
+/// In the order of their primary key, so that its index grows at one place at a time. Identities lie all over memory, and mostly
+/// their first letters tell: those are fetched once.
+fn in_order<'a>(
+    changed: impl Iterator<Item = (&'a RecordKey, &'a State)>,
+) -> Vec<(&'a RecordKey, &'a State)> {
+    let mut of_tenants: HashMap<(&str, &str), Vec<_>> = HashMap::new();
+    for (key, state) in changed {
+        let first = key.subject.bytes().chain(std::iter::repeat(0)).take(16);
+        let first = first.fold(0, |number, byte| number << 8 | u128::from(byte));
+        let of_tenant = of_tenants.entry((&key.table, &key.tenant)).or_default();
+        of_tenant.push((first, (key, state)));
+    }
+    let mut of_tenants: Vec<_> = of_tenants.into_iter().collect();
+    of_tenants.sort_unstable_by_key(|(tenant, _)| *tenant);
+    for (_, records) in &mut of_tenants {
+        records.sort_unstable_by_key(|(first, (key, _))| (*first, *key));
+    }
+    let records = of_tenants.into_iter().flat_map(|(_, records)| records);
+    records.map(|(_, record)| record).collect()
 }
 
 fn payload(record: &LogRecord) -> usize {

@@ -15,6 +15,8 @@ use tidelog_events::domain::{Domain, Registry};
 
 /// Bytes of rows that are sent at once: a statement for fewer costs more than its rows.
 const MUCH: usize = 1 << 20;
+/// So many times that are gathered at most, while Postgres is busy with what went before.
+const TOO_MUCH: usize = 8;
 /// Rows of one statement, where rows are there already.
 const OVERWRITTEN: usize = 2000;
 
@@ -52,8 +54,16 @@ impl Spill {
 
     /// Whether it is worth a write.
     pub(crate) fn is_much(&self) -> bool {
-        let bytes: usize = self.feeds.iter().map(|(_, feed)| feed.len()).sum();
-        bytes >= MUCH || !self.others.is_empty()
+        self.len() >= MUCH || !self.others.is_empty()
+    }
+
+    /// Whether a write has to be waited for.
+    pub(crate) fn is_too_much(&self) -> bool {
+        self.len() >= TOO_MUCH * MUCH || self.others.len() >= TOO_MUCH
+    }
+
+    fn len(&self) -> usize {
+        self.feeds.iter().map(|(_, feed)| feed.len()).sum()
     }
 
     pub(crate) async fn send(self, session: &mut Session) -> Result<(), ProjectorError> {

@@ -9,7 +9,7 @@ pub mod tale;
 use chrono::{DateTime, Duration, Utc};
 use serde_json::{Value, json};
 use std::collections::{BTreeMap, BTreeSet};
-use std::sync::Arc;
+use std::sync::{Arc, LazyLock, Mutex, PoisonError};
 use tidelog_events::batch::{BatchId, Fingerprint};
 use tidelog_events::doc::Names;
 use tidelog_events::domain::{Policy, Registry};
@@ -217,30 +217,22 @@ impl Feed {
     }
 }
 
-pub struct Log {
-    pub registry: Registry,
-    pub events: Vec<Arc<Arrived>>,
-    /// Seals what is appended.
-    pub sealer: Option<sealed::Sealer>,
+/// Read once: a property folds thousands of histories.
+fn shipped() -> &'static Registry {
+    static SHIPPED: LazyLock<Registry> = LazyLock::new(Registry::shipped);
+    &SHIPPED
 }
 
-impl Log {
-    pub fn new() -> Log {
-        Log {
-            registry: Registry::shipped(),
-            events: Vec::new(),
-            sealer: None,
-        }
-    }
-
-    /// Of domains that remember for so many seconds, under names of their own: see [`Sent::in_own_domain`].
-    pub fn remembering(seconds: u32) -> Log {
-        const SHIPPED: [&str; 4] = [
-            include_str!("../../../events/definitions/helpdesk.toml"),
-            include_str!("../../../events/definitions/journal.toml"),
-            include_str!("../../../events/definitions/journal-media.toml"),
-            include_str!("../../../events/definitions/sessions.toml"),
-        ];
+fn remembering(seconds: u32) -> Registry {
+    const SHIPPED: [&str; 4] = [
+        include_str!("../../../events/definitions/helpdesk.toml"),
+        include_str!("../../../events/definitions/journal.toml"),
+        include_str!("../../../events/definitions/journal-media.toml"),
+        include_str!("../../../events/definitions/sessions.toml"),
+    ];
+    static KNOWN: Mutex<BTreeMap<u32, Registry>> = Mutex::new(BTreeMap::new());
+    let mut known = KNOWN.lock().unwrap_or_else(PoisonError::into_inner);
+    let read = || {
         let own = SHIPPED.map(|text| {
             let text = text.replacen("\nkind = ", &format!("\nhistory = \"{seconds}s\"\nkind = "), 1);
             let text = text
@@ -251,8 +243,31 @@ impl Log {
                 .replace("topic = \"", "topic = \"own.");
             ("own.toml".to_owned(), text)
         });
+        Registry::with(&own).unwrap_or_else(|error| panic!("{error}"))
+    };
+    known.entry(seconds).or_insert_with(read).clone()
+}
+
+pub struct Log {
+    pub registry: Registry,
+    pub events: Vec<Arc<Arrived>>,
+    /// Seals what is appended.
+    pub sealer: Option<sealed::Sealer>,
+}
+
+impl Log {
+    pub fn new() -> Log {
         Log {
-            registry: Registry::with(&own).unwrap_or_else(|error| panic!("{error}")),
+            registry: shipped().clone(),
+            events: Vec::new(),
+            sealer: None,
+        }
+    }
+
+    /// Of domains that remember for so many seconds, under names of their own: see [`Sent::in_own_domain`].
+    pub fn remembering(seconds: u32) -> Log {
+        Log {
+            registry: remembering(seconds),
             ..Log::new()
         }
     }

@@ -1,10 +1,10 @@
 //! A batch as posted to one domain, and its identity: the fingerprint that tells a retry from another body under the
 //! same key, and the batch's id, from which every event id follows. Knows nothing of HTTP or of where claims are kept.
 
+use crate::content::{hash_content, hash_simple_members};
 use crate::domain::parse_datetime;
 use crate::ids::{DeviceId, IdError, TenantId, UserId};
 use crate::item::Entry;
-use crate::json::{hash_content, hash_simple_members};
 use chrono::{DateTime, Utc};
 use serde::Deserialize;
 use serde::de::{self, Deserializer, IgnoredAny, MapAccess, SeqAccess, Visitor};

@@ -3,7 +3,7 @@
 //!
 //! - [`domain`]: definitions, their fields and tables
 //! - [`target`], [`batch`], [`item`], [`mixed`], [`error`]: what a phone posts, and the judgement of it
-//! - [`doc`]: what a record holds
+//! - [`content`], [`doc`]: what an item says, and what a record holds
 //! - [`envelope`]: the event on a topic
 //! - [`partition`], [`position`], [`receipt`], [`token`]: places in the log, and what clients keep of them
 //! - [`outcome`], [`answer`]: what became of an item, and how it is told
@@ -15,6 +15,7 @@
 
 pub mod answer;
 pub mod batch;
+pub mod content;
 pub mod doc;
 pub mod domain;
 pub mod drill;

@@ -204,7 +204,7 @@ struct Folding<'a> {
 
 impl Folding<'_> {
     fn event(&mut self, arrived: &Arc<Arrived>) {
-        let more = self.more_of(arrived);
+        let more = self.take_off(arrived);
         match self.folded(arrived) {
             Folded::Repeat => {}
             Folded::NotApplied { outcome, conflict } => self.not_applied(arrived, more, outcome, conflict),
@@ -267,7 +267,7 @@ impl Folding<'_> {
 
     /// Takes an event off those of its record that are to come. Answers whether one further on in the chunk is: it may be a repeat of
     /// this one, or behind it, which no store knows yet.
-    fn more_of(&mut self, arrived: &Arrived) -> bool {
+    fn take_off(&mut self, arrived: &Arrived) -> bool {
         let to_come = self.to_come.get_mut(arrived.record());
         to_come.is_some_and(|to_come| {
             *to_come -= 1;

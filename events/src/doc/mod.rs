@@ -144,26 +144,28 @@ impl Doc {
     /// What is left and put where each member is judged.
     #[must_use]
     pub fn rewritten(&self, judge: impl Fn(&str, Json<'_>) -> Rewrite) -> Doc {
-        let mut writer = Writer::with_room(self.text().len());
         let members = self.members();
-        // What stays and follows each other is copied in one piece.
-        let (mut from, mut all) = (0, true);
+        // What stays and follows each other is copied in one piece; where all stays, nothing is.
+        let (mut from, mut changed) = (0, None);
         for (at, member) in members.iter().enumerate() {
             let judged = judge(&self.name(*member), self.value(*member));
             if judged == Rewrite::Keep {
                 continue;
             }
+            let writer = changed.get_or_insert_with(|| Writer::with_room(self.text().len()));
             writer.copy(self, &members[from..at]);
-            (from, all) = (at + 1, false);
+            from = at + 1;
             if let Rewrite::Put(text) = judged {
                 writer.member(self, *member, &text);
             }
         }
-        if all {
-            return self.clone();
+        match changed {
+            None => self.clone(),
+            Some(mut writer) => {
+                writer.copy(self, &members[from..]);
+                writer.end()
+            }
         }
-        writer.copy(self, &members[from..]);
-        writer.end()
     }
 
     /// The members that are wanted.

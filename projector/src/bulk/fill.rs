@@ -14,7 +14,7 @@ use crate::ownership::Owned;
 use crate::reading::Reader;
 use crate::record::LogRecord;
 use crate::session::Session;
-use crate::state::{EventKey, RecordKey, State};
+use crate::state::{EventKey, RecordKey};
 use crate::write::{Move, move_positions};
 use std::collections::{BTreeMap, HashMap, HashSet};
 use std::sync::Arc;
@@ -350,15 +350,13 @@ impl Filler {
 
 /// In the order of their primary key, so that its index grows at one place at a time. Identities lie all over memory, and mostly
 /// their first letters tell: those are fetched once.
-fn in_order<'a>(
-    changed: impl Iterator<Item = (&'a RecordKey, &'a State)>,
-) -> Vec<(&'a RecordKey, &'a State)> {
+fn in_order<'a, T>(changed: impl Iterator<Item = (&'a RecordKey, T)>) -> Vec<(&'a RecordKey, T)> {
     let mut of_tenants: HashMap<(&str, &str), Vec<_>> = HashMap::new();
-    for (key, state) in changed {
+    for (key, value) in changed {
         let first = key.subject.bytes().chain(std::iter::repeat(0)).take(16);
         let first = first.fold(0, |number, byte| number << 8 | u128::from(byte));
         let of_tenant = of_tenants.entry((&key.table, &key.tenant)).or_default();
-        of_tenant.push((first, (key, state)));
+        of_tenant.push((first, (key, value)));
     }
     let mut of_tenants: Vec<_> = of_tenants.into_iter().collect();
     of_tenants.sort_unstable_by_key(|(tenant, _)| *tenant);
@@ -371,4 +369,32 @@ fn in_order<'a>(
 
 fn payload(record: &LogRecord) -> usize {
     record.payload().map_or(0, <[u8]>::len)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::state::Identity;
+
+    proptest::proptest! {
+        #[test]
+        fn states_are_in_the_order_of_their_keys(
+            identities in proptest::collection::btree_set(
+                ("[ab]", "[ab]{0,2}", "[ab]{0,3}|[ab]{15,18}|a{15}.{0,2}", proptest::option::of(0u128..3)), 0..40
+            ),
+        ) {
+            let keys = identities.into_iter().map(|(table, tenant, subject, parent)| RecordKey::new(Identity {
+                table: table.into(),
+                tenant: tenant.into(),
+                subject: subject.into(),
+                parent: parent.map(uuid::Uuid::from_u128),
+            }));
+            let keys: Vec<RecordKey> = keys.collect();
+            let mut expected: Vec<(&RecordKey, usize)> = keys.iter().zip(0..).collect();
+            let given = expected.iter().rev().copied();
+            let ordered = in_order(given);
+            expected.sort_by_key(|(key, _)| *key);
+            proptest::prop_assert_eq!(ordered, expected);
+        }
+    }
 }

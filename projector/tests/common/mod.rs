@@ -3,13 +3,14 @@
 
 #![allow(dead_code, unreachable_pub)] // each test file uses its part
 
+mod definitions;
 pub mod sealed;
 pub mod tale;
 
 use chrono::{DateTime, Duration, Utc};
 use serde_json::{Value, json};
 use std::collections::{BTreeMap, BTreeSet};
-use std::sync::{Arc, LazyLock, Mutex, PoisonError};
+use std::sync::Arc;
 use tidelog_events::batch::{BatchId, Fingerprint};
 use tidelog_events::doc::Names;
 use tidelog_events::domain::{Policy, Registry};
@@ -217,37 +218,6 @@ impl Feed {
     }
 }
 
-/// Read once: a property folds thousands of histories.
-fn shipped() -> &'static Registry {
-    static SHIPPED: LazyLock<Registry> = LazyLock::new(Registry::shipped);
-    &SHIPPED
-}
-
-fn remembering(seconds: u32) -> Registry {
-    const SHIPPED: [&str; 4] = [
-        include_str!("../../../events/definitions/helpdesk.toml"),
-        include_str!("../../../events/definitions/journal.toml"),
-        include_str!("../../../events/definitions/journal-media.toml"),
-        include_str!("../../../events/definitions/sessions.toml"),
-    ];
-    static KNOWN: Mutex<BTreeMap<u32, Registry>> = Mutex::new(BTreeMap::new());
-    let mut known = KNOWN.lock().unwrap_or_else(PoisonError::into_inner);
-    let read = || {
-        let own = SHIPPED.map(|text| {
-            let text = text.replacen("\nkind = ", &format!("\nhistory = \"{seconds}s\"\nkind = "), 1);
-            let text = text
-                .replace("table = \"journal_media\"\n", "")
-                .replace("entity_type = \"", "entity_type = \"own-");
-            let text = text
-                .replace("domain = \"", "domain = \"own-")
-                .replace("topic = \"", "topic = \"own.");
-            ("own.toml".to_owned(), text)
-        });
-        Registry::with(&own).unwrap_or_else(|error| panic!("{error}"))
-    };
-    known.entry(seconds).or_insert_with(read).clone()
-}
-
 pub struct Log {
     pub registry: Registry,
     pub events: Vec<Arc<Arrived>>,
@@ -258,7 +228,7 @@ pub struct Log {
 impl Log {
     pub fn new() -> Log {
         Log {
-            registry: shipped().clone(),
+            registry: definitions::shipped().clone(),
             events: Vec::new(),
             sealer: None,
         }
@@ -267,7 +237,7 @@ impl Log {
     /// Of domains that remember for so many seconds, under names of their own: see [`Sent::in_own_domain`].
     pub fn remembering(seconds: u32) -> Log {
         Log {
-            registry: remembering(seconds),
+            registry: definitions::remembering(seconds),
             ..Log::new()
         }
     }
